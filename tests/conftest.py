@@ -1,0 +1,31 @@
+"What must stand before torch is loaded, the project's files, and the promise that tests leave the tree as it was"
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # two processes whose idle threads spin are 12 times slower on two cores
+os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)     # without .pyc files each import of fastai takes twice as long
+sys.dont_write_bytecode = False
+
+
+def git(*args): # what git says about this checkout, also where its files belong to another user
+    return subprocess.run(['git', '-c', 'safe.directory=*', *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def project_files(): # relative paths of the files that are in the repository, or that would be with `git add -A`
+    names = git('ls-files', '-z', '--cached', '--others', '--exclude-standard').split('\0')
+    return sorted({Path(o) for o in names if o and (ROOT/o).is_file()})
+
+
+@pytest.fixture(scope='session', autouse=True)
+def tree_unchanged():
+    "In CI the tests must leave every file of the checkout as it was"
+    before = git('status', '--porcelain')
+    yield
+    if os.environ.get('CI'): assert git('status', '--porcelain') == before, 'the tests changed the checkout'
