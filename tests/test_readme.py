@@ -1,0 +1,37 @@
+"README.md is what nbs/index.ipynb says, promises two commands, and its code runs as it is written"
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+from readme import readme, from_top
+
+COMMANDS = ['python -m pip install -e ".[lab]" && reid_nb quickstart', 'python -m pip install -e ".[dev]" && pytest']
+
+
+def blocks(lang): return re.findall(rf'^```{lang}\n(.*?)\n```$', (ROOT/'README.md').read_text(), flags=re.S | re.M)
+
+
+def test_the_readme_is_made_from_the_index():
+    text, pictures = readme()
+    assert (ROOT/'README.md').read_text() == text, 'run `python tests/readme.py`'
+    assert {o.name: o.read_bytes() for o in (ROOT/'nbs/images').glob('readme_*.png')} == pictures, 'run `python tests/readme.py`'
+
+
+def test_links_are_seen_from_the_top():
+    assert from_top('[a](course/01_x.ipynb#b) ![](images/p.png) [c](../LICENSE) [d](https://e.org/f) [g](#h)') == \
+        '[a](nbs/course/01_x.ipynb#b) ![](nbs/images/p.png) [c](LICENSE) [d](https://e.org/f) [g](#h)'
+    assert from_top('```python\na[0](b)\n```') == '```python\na[0](b)\n```'
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    links = re.findall(r'\]\((?![a-z]+:|#)([^)#\s]+)', (ROOT/'README.md').read_text())
+    assert not (o := [link for link in links if not (ROOT/link).exists()]), f'README.md links to {o}'
+
+
+def test_two_commands_are_all_a_newcomer_types(): assert blocks('sh') == COMMANDS
+
+
+def test_the_code_of_the_readme_runs(tmp_path):
+    res = subprocess.run([sys.executable, '-c', '\n'.join(blocks('python'))], cwd=tmp_path, capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr

@@ -1,0 +1,136 @@
+"What must hold for the whole repository: export in step, notebooks clean and small, layers kept, each fact in one place"
+import ast
+import base64
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, project_files
+from nbdev.clean import nbdev_clean
+from nbdev.doclinks import nbdev_export
+from packaging.requirements import Requirement
+
+FILES = project_files()
+NBS = [o for o in FILES if o.suffix == '.ipynb']
+MODULES = [o for o in FILES if o.parts[0] == 'reid_nb' and o.suffix == '.py']
+
+
+def copy_project(to, keep=lambda path: True):
+    for o in filter(keep, FILES):
+        (to/o).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/o, to/o, follow_symlinks=False)
+    return to
+
+
+def python(code, cwd): # what a fresh interpreter prints, as JSON
+    res = subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr
+    return json.loads(res.stdout)
+
+
+def differing(a, b, files): return [str(o) for o in files if not (a/o).is_file() or (a/o).read_text() != (b/o).read_text()]
+
+
+# Notebooks and what is made from them
+
+@pytest.fixture(scope='module')
+def made_anew(tmp_path_factory):
+    "A copy of the project whose modules were written by `nbdev-export` and whose notebooks went through `nbdev-clean`"
+    by_hand = {Path('reid_nb/__init__.py'), Path('pyproject.toml')}
+    copy = copy_project(tmp_path_factory.mktemp('made_anew'), lambda o: o in by_hand or o in NBS)
+    nbdev_export(copy/'nbs')
+    nbdev_clean(copy/'nbs')
+    return copy
+
+
+def test_the_modules_are_those_of_the_notebooks(made_anew):
+    made = {o.relative_to(made_anew) for o in made_anew.rglob('*') if o.is_file()} - set(NBS)
+    stray = sorted(map(str, set(MODULES) - made))
+    assert not stray, f'no notebook exports {stray}: delete them, or move what they hold to a notebook'
+    assert not (o := differing(ROOT, made_anew, sorted(made))), f'run `nbdev-export`: {o} differ from the notebooks'
+
+
+def test_the_notebooks_are_clean(made_anew):
+    assert not (o := differing(ROOT, made_anew, NBS)), f'run `nbdev-clean`, which changes {o}'
+
+
+@pytest.mark.parametrize('nb', NBS, ids=str)
+def test_a_notebook_is_small_and_shows_no_trouble(nb):
+    cells = json.loads((ROOT/nb).read_text())['cells']
+    assert len(cells) <= 60, 'more than 60 cells: split it'
+    assert (size := (ROOT/nb).stat().st_size) <= 300_000, f'{size/1000:.0f} KB of at most 300: make its pictures smaller'
+    for i, out in [(i, o) for i, c in enumerate(cells) for o in c.get('outputs', [])]:
+        trouble = out['output_type'] == 'error' or out.get('name') == 'stderr'
+        assert not trouble, f'cell {i} stores an error or a warning: {str(out)[:300]}'
+        for kind in ('image/png', 'image/jpeg'):
+            kb = len(base64.b64decode(out.get('data', {}).get(kind, ''))) / 1000
+            assert kb <= 60, f'the picture of cell {i} has {kb:.0f} KB of at most 60'
+
+
+def trees(): return [(o, ast.parse((ROOT/o).read_text(), o)) for o in MODULES]
+
+
+def test_functions_are_short():
+    funcs = [(o, f) for o, t in trees() for f in ast.walk(t) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    long = [f'{o}:{f.lineno} {f.name} has {n} lines' for o, f in funcs if (n := f.end_lineno - f.lineno + 1) > 40]
+    assert not long, f'40 lines at most: {long}'
+
+
+def test_no_wildcard_import_in_a_module():
+    wild = [f'{o}:{i.lineno}' for o, t in trees() for i in ast.walk(t) if isinstance(i, ast.ImportFrom) and i.names[0].name == '*']
+    assert not wild, f'name what is imported: {wild}'
+
+
+# Imports
+
+def test_the_floors_of_the_house():
+    res = subprocess.run(['lint-imports', '--no-cache'], cwd=ROOT, capture_output=True, text=True)
+    assert res.returncode == 0, res.stdout
+
+
+def test_importing_the_package_costs_nothing(tmp_path):
+    ms, new = python('import json, sys, time; before = set(sys.modules); t = time.perf_counter(); import reid_nb; '
+                     'print(json.dumps([1000*(time.perf_counter() - t), sorted(set(sys.modules) - before)]))', tmp_path)
+    print(f'import reid_nb: {ms:.1f} ms')
+    assert new == ['reid_nb']
+
+
+def test_retrieval_imports_arrays_only(tmp_path):
+    mods = ['.'.join(o.with_suffix('').parts) for o in MODULES if o.parts[1] == 'retrieve' and o.stem != '__init__']
+    heavy = {'torch', 'torchvision', 'timm', 'fastai', 'fastcore', 'matplotlib'}
+    new = python(f'import json, sys, {", ".join(mods)}; print(json.dumps(sorted({heavy} & set(sys.modules))))', tmp_path)
+    assert new == []
+
+
+# Settings and words
+
+def test_settings_and_installation_agree():
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini')
+    ini, toml = cfg['DEFAULT'], tomllib.loads((ROOT/'pyproject.toml').read_text())
+    assert ini['lib_path'] == toml['tool']['nbdev']['lib_path'] == toml['project']['name']
+    reqs = [Requirement(o) for o in distribution('reid_nb').requires]
+    again = 'settings.ini changed after the installation: run `python -m pip install -e ".[dev]"` again'
+    for extra in ('requirements', 'lab', 'video', 'search', 'export'):
+        got = {f'{r.name}{r.specifier}' for r in reqs if (r.marker.evaluate({'extra': extra}) if r.marker else extra == 'requirements')}
+        assert got == {f'{r.name}{r.specifier}' for r in map(Requirement, shlex.split(ini[extra]))}, again
+
+
+MACHINE = r'/(?:work|root|home/\w+|Users/\w+)/|[A-Z]:\\+Users'
+REGISTRY = r'/simple/|-index-url|"resolved": *"http|\b(?:pypi\.org|pythonhosted|npmjs\.|anaconda\.org)'
+
+def test_no_file_names_a_machine_or_a_registry():
+    found = []
+    for o in FILES:
+        text = (ROOT/o).read_bytes().decode(errors='ignore')
+        if o.suffix == '.ipynb': text = re.sub(r'"image/\w+": ".*"', '', text)
+        if o != Path(__file__).relative_to(ROOT): found += [f'{o}: {m[0]}' for m in re.finditer(f'{MACHINE}|{REGISTRY}', text)]
+    assert not found
