@@ -1,5 +1,6 @@
 "What must stand before torch is loaded, the project's files, and the promise that tests leave the tree as it was"
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,19 @@ def git(*args): # what git says about this checkout, also where its files belong
 def project_files(): # relative paths of the files that are in the repository, or that would be with `git add -A`
     names = git('ls-files', '-z', '--cached', '--others', '--exclude-standard').split('\0')
     return sorted({Path(o) for o in names if o and (ROOT/o).is_file()})
+
+
+def copy_project(to, files=None): # the project's files, or some of them, in another folder
+    for o in files or project_files():
+        (to/o).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/o, to/o, follow_symlinks=False)
+    return to
+
+
+def run_python(*args, cwd, env=None, exe=sys.executable): # what a fresh interpreter prints; a failure shows what it said
+    res = subprocess.run([exe, *args], cwd=cwd, env=env, capture_output=True, text=True)
+    if res.returncode: pytest.fail(f'{" ".join(map(str, args))[:200]}\n{res.stdout}{res.stderr}', pytrace=False)
+    return res.stdout
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -1,10 +1,8 @@
 "README.md is what nbs/index.ipynb says, promises two commands, and its code runs as it is written"
 import re
-import subprocess
-import sys
 
-from conftest import ROOT
-from readme import readme, from_top
+from conftest import ROOT, run_python
+from readme import from_top, readme
 
 COMMANDS = ['python -m pip install -e ".[lab]" && reid_nb quickstart', 'python -m pip install -e ".[dev]" && pytest']
 
@@ -33,5 +31,4 @@ def test_two_commands_are_all_a_newcomer_types(): assert blocks('sh') == COMMAND
 
 
 def test_the_code_of_the_readme_runs(tmp_path):
-    res = subprocess.run([sys.executable, '-c', '\n'.join(blocks('python'))], cwd=tmp_path, capture_output=True, text=True)
-    assert res.returncode == 0, res.stderr
+    run_python('-c', '\n'.join(blocks('python')), cwd=tmp_path)
