@@ -11,7 +11,10 @@ from fastai.data.core import TfmdDL
 
 from ..core import ReidError
 
-# %% ../../nbs/data/30_samplers.ipynb #f97c94b1
+# %% ../../nbs/data/30_samplers.ipynb #de8557e0
+def _check_ids(n, p): # enough identities for a batch?
+    if n < p: raise ReidError(f'A batch needs p={p} identities, and the training rows have {n}. Pass a smaller p, or more identities.')
+
 def _groups(labels, k, rng): # per identity: its shuffled rows cut into groups of k; the rest is filled up from the identity, or dropped
     out = []
     for rows in np.split(np.argsort(labels, kind='stable'), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]):
@@ -20,7 +23,7 @@ def _groups(labels, k, rng): # per identity: its shuffled rows cut into groups o
         out.append(rows[:len(rows) // k * k].reshape(-1, k))
     return out
 
-# %% ../../nbs/data/30_samplers.ipynb #bdca2d18
+# %% ../../nbs/data/30_samplers.ipynb #c3d02f5b7
 def pk_batches(
     labels,  # (n,) whole numbers: the identity of each row
     p:int,   # identities in a batch
@@ -31,7 +34,7 @@ def pk_batches(
     rng = np.random.default_rng() if rng is None else rng
     if p < 1 or k < 1: raise ValueError(f'p and k must be at least 1, got p={p}, k={k}.')
     groups = _groups(np.asarray(labels), k, rng)
-    if len(groups) < p: raise ReidError(f'A batch needs p={p} identities, and the training rows have {len(groups)}. Pass a smaller p, or more identities.')
+    _check_ids(len(groups), p)
     left, batches = np.array([len(o) for o in groups]), []
     while (left > 0).sum() >= p:
         ids = np.lexsort((rng.random(len(left)), -left))[:p]
@@ -53,7 +56,7 @@ def n_pk_batches(
         lo, hi = (mid, hi) if np.minimum(n, mid).sum() >= p * mid else (lo, mid - 1)
     return lo
 
-# %% ../../nbs/data/30_samplers.ipynb #c166f19f1
+# %% ../../nbs/data/30_samplers.ipynb #c69e134c4
 class PKDataLoader(TfmdDL):
     "A `TfmdDL` whose batches hold `p` identities with `k` rows each"
     def __init__(self,
@@ -66,6 +69,7 @@ class PKDataLoader(TfmdDL):
         if labels is None: raise ValueError('PKDataLoader needs `labels`: the identity of each row of the dataset.')
         self.labels, self.p, self.k = np.asarray(labels), p, k
         if len(labels) != len(dataset): raise ValueError(f'{len(labels)} labels for a dataset of {len(dataset)} rows.')
+        if len(labels): _check_ids(len(np.unique(labels)), p)
         super().__init__(dataset, **{**kwargs, 'bs': p * k, 'shuffle': True, 'drop_last': True})
 
     def __len__(self): return n_pk_batches(self.labels, self.p, self.k) if len(self.labels) else 0
