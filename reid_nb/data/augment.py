@@ -14,9 +14,10 @@ from fastai.data.transforms import Normalize
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import TensorImage, imagenet_stats
 
-# %% ../../nbs/data/35_augment.ipynb #c93741470
+# %% ../../nbs/data/35_augment.ipynb #c0defb6bd
 class PerImage(RandTransform):
     "A batch transform that changes each image of a `TensorImage` with probability `p`, by `change`"
+    order = 30 # after IntToFloatTensor (10), before Normalize (99)
     def __init__(self,
         p:float=0.5, # probability for each image, in [0,1]
         **kwargs,
