@@ -35,7 +35,7 @@ def as_feats(
                         'Look at these pictures, and at the training loss: a model that diverged gives NaN for every picture.')
     return x
 
-# %% ../../nbs/retrieve/25_distance.ipynb #c8f7e7bfe
+# %% ../../nbs/retrieve/25_distance.ipynb #d8c0539b
 METRICS = ('cosine', 'sqeuclidean', 'euclidean') # Torchreid's "euclidean" is 'sqeuclidean'
 
 class Ready(NamedTuple):
@@ -44,30 +44,30 @@ class Ready(NamedTuple):
     sq:np.ndarray # (n,) float32 squared lengths of the rows of `x`
     metric:str    # one of `METRICS`
 
+# %% ../../nbs/retrieve/25_distance.ipynb #c8a3232c9
 def make_ready(
     feats,               # (n, d) numbers
     metric:str='cosine', # one of `METRICS`
     name:str='features', # what an error calls them
-) -> Ready: # raises `ReidError` where a value is not finite or too large to be squared
+) -> Ready: # raises `ReidError` where a value is not finite, or too large to be squared
     "Check `feats` and compute what `metric` needs of them alone"
     if metric not in METRICS: raise ValueError(f'`metric` must be one of {METRICS}, not {metric!r}.')
     x = as_feats(feats, name)
-    sq = np.einsum('ij,ij->i', x, x)
-    if metric == 'cosine':
-        odd = np.flatnonzero(~((sq > 1e-30) & (sq < 1e30))) # too short or too long to be squared in float32
-        norm = np.sqrt(sq)
-        norm[odd] = np.linalg.norm(x[odd].astype(np.float64), axis=1)
-        norm[norm == 0] = 1
-        return Ready(x / norm[:, None], np.ones_like(sq), metric)
-    if (sq > 1e37).any(): raise ReidError(f'{name} hold values up to {np.abs(x).max():.1e}, too large for `{metric}`. Divide them by a constant.')
-    return Ready(x, sq, metric)
+    with np.errstate(over='ignore'): sq = np.einsum('ij,ij->i', x, x)
+    if metric != 'cosine':
+        if (sq > 1e37).any(): raise ReidError(f'{name} hold values up to {np.abs(x).max():.1e}, too large for {metric!r}. Divide them by a constant.')
+        return Ready(x, sq, metric)
+    norm, odd = np.sqrt(sq), np.flatnonzero(~((sq > 1e-30) & (sq < 1e37))) # odd: too short or too long for float32
+    norm[odd] = np.linalg.norm(x[odd].astype(np.float64), axis=1)
+    norm[norm == 0] = 1
+    return Ready(x / norm[:, None], np.ones_like(sq), metric)
 
-# %% ../../nbs/retrieve/25_distance.ipynb #c497e6dac
+# %% ../../nbs/retrieve/25_distance.ipynb #a6577ab5
 def block_dist(
     q:Ready, # n_q features
     g:Ready, # n_g features, made ready for the same metric
     out:np.ndarray=None, # (n_q, n_g) float32 to write to
-) -> np.ndarray: # (n_q, n_g) float32, smaller is closer
+) -> np.ndarray: # (n_q, n_g) float32, smaller is closer; raises `ReidError` where dimensions differ
     "Distances between two sets of features that were made ready"
     if q.x.shape[1] != g.x.shape[1]:
         raise ReidError(f'Query features have {q.x.shape[1]} dimensions, gallery features {g.x.shape[1]}. Both must come from the same model.')
@@ -80,22 +80,20 @@ def block_dist(
     np.maximum(out, 0, out=out)
     return np.sqrt(out, out=out) if q.metric == 'euclidean' else out
 
-def _rows(x, i, j): return Ready(x.x[i:j], x.sq[i:j], x.metric)
-
-# %% ../../nbs/retrieve/25_distance.ipynb #c31d190df
+# %% ../../nbs/retrieve/25_distance.ipynb #e6e6bc04
 def dist_blocks(
     q_feat, # (n_q, d) numbers
     g_feat, # (n_g, d) numbers
     metric:str='cosine', # one of `METRICS`
-    block:int=None,      # queries per block; default: as many as fit in 32 MB, 512 at most
+    block:int=None,      # queries per block; default: as many as fit in 32 MB, 16 at least and 512 at most
 ): # yields (i, (b, n_g) float32): distances of the queries from i on. The next block overwrites it
     "Walk over the distances from `q_feat` to `g_feat`, a block of queries at a time"
     q, g = make_ready(q_feat, metric, 'query features'), make_ready(g_feat, metric, 'gallery features')
     block = block or min(512, max(16, 2**23 // max(1, len(g.x))))
     buf = np.empty((min(block, len(q.x)), len(g.x)), np.float32)
     for i in range(0, len(q.x), block):
-        part = _rows(q, i, i + block)
-        yield i, block_dist(part, g, out=buf[:len(part.x)])
+        part = Ready(q.x[i:i + block], q.sq[i:i + block], metric)
+        yield i, block_dist(part, g, buf[:len(part.x)])
 
 # %% ../../nbs/retrieve/25_distance.ipynb #e8791863
 def pairwise(
