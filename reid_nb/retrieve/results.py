@@ -5,20 +5,27 @@
 # %% auto #0
 __all__ = ['REMOVED', 'FORMAT', 'ReidResults', 'table_to_json', 'table_from_json']
 
-# %% ../../nbs/retrieve/45_results.ipynb #ca028b3c
+# %% ../../nbs/retrieve/45_results.ipynb #c17164a62
 import json
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..core import ReidError, atomic_path
-from .distance import as_array, as_feats, block_dist, dist_blocks, make_ready
-from .rank import PROTOCOLS, RankStats, Scorer
+from .distance import as_array, as_feats, block_dist, make_ready
+from .rank import RankStats, Scorer, as_blocks
 
-# %% ../../nbs/retrieve/45_results.ipynb #c89f3d43c
-def _person_codes(query, gallery): # numbers that name a person: with several datasets, (dset, pid) does; -1 stays junk
+# %% ../../nbs/retrieve/45_results.ipynb #c4a483595
+def _tidy(items, name): # an item table with a fresh index, and a camera column even if nothing is known
+    if miss := [o for o in ('path', 'pid') if o not in items]:
+        raise ReidError(f'The {name} table needs the columns path, pid and cam (which may be <NA>); {miss} missing. Found: {list(items)}.')
+    cam = items.cam if 'cam' in items else [pd.NA] * len(items)
+    return items.assign(cam=pd.array(cam, dtype='Int64')).reset_index(drop=True)
+
+def _person_codes(query, gallery): # whole numbers that name a person; -1 stays junk
     q, g = query.pid.to_numpy(), gallery.pid.to_numpy()
     if 'dset' not in query or 'dset' not in gallery: return q, g
     both = pd.concat([o[['dset', 'pid']].astype({'dset': str}) for o in (query, gallery)])
@@ -26,63 +33,17 @@ def _person_codes(query, gallery): # numbers that name a person: with several da
     code = np.where(both.pid == -1, -1, both.groupby(['dset', 'pid']).ngroup())
     return code[:len(q)], code[len(q):]
 
-def _cams(items): # (n,) float, nan where unknown
-    return pd.array(items.cam, dtype='Int64').to_numpy(float, na_value=np.nan) if 'cam' in items else np.full(len(items), np.nan)
-
-def _note(blocks, query, gallery, protocol, topk): # figures, and the closest items with and without the removed ones
-    for o in (query, gallery):
-        if miss := {'path', 'pid'} - set(o): raise ReidError(f'The item tables need the columns path and pid; {sorted(miss)} missing. Found: {list(o)}.')
-    cams = (query.get('cam'), gallery.get('cam')) if 'cam' in query and 'cam' in gallery else ()
-    scorer = Scorer(*_person_codes(query, gallery), *(cams or (None, None)), protocol, query.path, gallery.path)
-    k, parts = min(topk, len(gallery)), []
-    for i, dist in blocks:
-        scorer.add(i, dist)
-        parts.append((*scorer.nearest(i, dist, k), *scorer.nearest(i, dist, k, removed=True)))
-    near = {name: np.concatenate(o) for name, o in zip(('kept_row', 'kept_dist', 'all_row', 'all_dist'), zip(*parts))}
-    return scorer.stats(), {name: o.astype(np.int32 if name.endswith('row') else np.float32) for name, o in near.items()}
-
-# %% ../../nbs/retrieve/45_results.ipynb #c49c938e8
+# %% ../../nbs/retrieve/45_results.ipynb #c64d40200
 class ReidResults:
-    "The outcome of ranking `gallery` for each row of `query`: figures, closest items and, if kept, features"
+    "What came of ranking `gallery` for each row of `query`: figures, closest items and, if kept, features"
     def __init__(self, query, gallery, stats, near, metric, q_feat=None, g_feat=None):
-        self.query, self.gallery = query, gallery     # item tables, index 0…n-1
-        self.stats, self.metric = stats, metric       # RankStats; name of the distance
-        self.near = near                              # (n_q, topk) arrays: `kept_row`, `kept_dist` and, with removed items, `all_row`, `all_dist`
-        self.q_feat, self.g_feat = q_feat, g_feat     # (n, d) float32, or None
+        self.query, self.gallery = query, gallery # item tables, index 0…n-1
+        self.stats, self.metric = stats, metric   # RankStats; name of the distance
+        self.near = near                          # (n_q, topk) arrays: `kept_row` and `kept_dist`; with removed items `all_row` and `all_dist`
+        self.q_feat, self.g_feat = q_feat, g_feat # (n, d) float32, or None
+        self._ready = None                        # gallery features made ready, once they are needed
         self._who = dict(zip(('query', 'gallery'), _person_codes(query, gallery)))
-        self._cam = dict(query=_cams(query), gallery=_cams(gallery))
-        self._ready = None
-
-    @classmethod
-    def from_feats(cls,
-        q_feat, # (n_q, d) features of the queries
-        g_feat, # (n_g, d) features of the gallery
-        query:pd.DataFrame,   # item table, n_q rows in the order of `q_feat`
-        gallery:pd.DataFrame, # item table, n_g rows in the order of `g_feat`
-        protocol='market',    # see `reid_nb.retrieve.rank`
-        metric:str='cosine',  # see `reid_nb.retrieve.distance`
-        topk:int=50,          # how many of the closest items are noted per query
-        keep_feats:bool=True, # keep the features? They allow longer lists, and gallery items as queries
-    ): # ReidResults; raises `ReidError` where no query has a match
-        "Rank `gallery` for each query and note figures and closest items"
-        query, gallery = query.reset_index(drop=True), gallery.reset_index(drop=True)
-        q_feat, g_feat = as_feats(q_feat, 'query features'), as_feats(g_feat, 'gallery features')
-        for name, feat, items in (('query', q_feat, query), ('gallery', g_feat, gallery)):
-            if len(feat) != len(items):
-                raise ReidError(f'{len(feat)} {name} features for {len(items)} rows of the {name} table. Each row needs one feature, in the order of the table.')
-        stats, near = _note(dist_blocks(q_feat, g_feat, metric), query, gallery, protocol, topk)
-        return cls(query, gallery, stats, near, metric, *((q_feat, g_feat) if keep_feats else ()))
-
-    @classmethod
-    def from_dist(cls, dist, query, gallery, protocol='market', topk=50, metric='given'):
-        "The same from a matrix of distances (n_q, n_g), for example re-ranked ones"
-        query, gallery = query.reset_index(drop=True), gallery.reset_index(drop=True)
-        return cls(query, gallery, *_note([(0, as_array(dist))], query, gallery, protocol, topk), metric)
-
-    @classmethod
-    def load(cls, path):
-        "Read what `save` has written; raises `ReidError` for any other file"
-        return cls(**_read(path))
+        self._cam = {k: o.cam.to_numpy(float, na_value=np.nan) for k, o in (('query', query), ('gallery', gallery))}
 
     @property
     def protocol(self): return self.stats.protocol
@@ -94,99 +55,148 @@ class ReidResults:
     @property
     def per_query(self):
         "A row per query: path, pid, cam, ap, inp, first, n_match, valid"
-        df = self.query.reindex(columns=['path', 'pid', 'cam'])
-        return df.assign(**{o: getattr(self.stats, o) for o in ('ap', 'inp', 'first', 'n_match', 'valid')})
+        return self.query[['path', 'pid', 'cam']].assign(**{o: getattr(self.stats, o) for o in ('ap', 'inp', 'first', 'n_match', 'valid')})
 
-    def _repr_html_(self): return self._frame().to_html(float_format='{:.4f}'.format)
-    def __repr__(self): return self._frame().to_string(float_format='{:.4f}'.format)
     def _frame(self): return pd.DataFrame([self.metrics], index=[f'{self.protocol}, {self.metric}'])
+    def __repr__(self): return self._frame().to_string(float_format='{:.4f}'.format)
+    def _repr_html_(self): return self._frame().to_html(float_format='{:.4f}'.format)
 
-# %% ../../nbs/retrieve/45_results.ipynb #c6879ac45
-def patch(f): # as fastcore's `patch`: a method beside the idea that needs it. This room imports no fastcore
-    setattr(f.__annotations__['self'], f.__name__, f)
+# %% ../../nbs/retrieve/45_results.ipynb #c20e4812a
+def patch(f): # a method (or with `cls` a class method) beside the idea that needs it, as fastcore's `patch`; this room imports no fastcore
+    kind, cls = next(iter(f.__annotations__.items()))
+    setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)
 
-# %% ../../nbs/retrieve/45_results.ipynb #e5fffe34
-def _closest(d, k): # the `k` smallest of a row, of equal ones the earlier first
-    k = min(k, len(d))
+# %% ../../nbs/retrieve/45_results.ipynb #c90c2536b
+def _walk(dist_or_feats, query, gallery, protocol, metric, topk): # RankStats, and the closest items with and without removed ones
+    scorer = Scorer(*_person_codes(query, gallery), query.cam, gallery.cam, protocol, query.path, gallery.path)
+    k, parts = min(topk, len(gallery)), []
+    for i, dist in as_blocks(dist_or_feats, metric):
+        scorer.add(i, dist)
+        parts.append((*scorer.nearest(i, dist, k), *scorer.nearest(i, dist, k, removed=True)))
+    kept_row, kept_dist, all_row, all_dist = (np.concatenate(o) for o in zip(*parts))
+    near = dict(kept_row=kept_row.astype(np.int32), kept_dist=kept_dist.astype(np.float32), all_row=all_row.astype(np.int32), all_dist=all_dist.astype(np.float32))
+    return scorer.stats(), near
+
+# %% ../../nbs/retrieve/45_results.ipynb #c8c1f94a1
+@patch
+def from_feats(cls:ReidResults,
+    q_feat, # (n_q, d) features of the queries
+    g_feat, # (n_g, d) features of the gallery
+    query:pd.DataFrame,   # item table, n_q rows in the order of `q_feat`
+    gallery:pd.DataFrame, # item table, n_g rows in the order of `g_feat`
+    protocol='market',    # see `reid_nb.retrieve.rank`
+    metric:str='cosine',  # see `reid_nb.retrieve.distance`
+    topk:int=50,          # how many of the closest items are noted per query
+    keep_feats:bool=True, # keep the features? They allow longer lists, and gallery items as queries
+) -> 'ReidResults': # raises `ReidError` where no query has a match, or tables and features do not fit
+    "Rank `gallery` for each query; note the figures and the closest items"
+    query, gallery = _tidy(query, 'query'), _tidy(gallery, 'gallery')
+    feats = as_feats(q_feat, 'query features'), as_feats(g_feat, 'gallery features')
+    for name, feat, items in zip(('query', 'gallery'), feats, (query, gallery)):
+        if len(feat) != len(items):
+            raise ReidError(f'There are {len(feat)} {name} features for {len(items)} rows of the {name} table. Each row needs its feature, in the order of the table.')
+    stats, near = _walk(feats, query, gallery, protocol, metric, topk)
+    return cls(query, gallery, stats, near, metric, *(feats if keep_feats else ()))
+
+@patch
+def from_dist(cls:ReidResults,
+    dist,                 # (n_q, n_g) distances, for example re-ranked ones
+    query:pd.DataFrame,   # item table, n_q rows
+    gallery:pd.DataFrame, # item table, n_g rows
+    protocol='market',    # see `reid_nb.retrieve.rank`
+    metric:str='given',   # what to call these distances
+    topk:int=50,          # how many of the closest items are noted per query
+) -> 'ReidResults': # without features; raises as `from_feats`
+    "The same from distances"
+    query, gallery = _tidy(query, 'query'), _tidy(gallery, 'gallery')
+    return cls(query, gallery, *_walk(as_array(dist), query, gallery, protocol, None, topk), metric)
+
+# %% ../../nbs/retrieve/45_results.ipynb #c45e9c54e
+@patch
+def worst(self:ReidResults,
+    n:int=10, # how many
+) -> pd.DataFrame: # rows of `per_query`
+    "The valid queries with the lowest AP, lowest first"
+    return self.per_query[self.stats.valid].sort_values('ap', kind='stable').head(n)
+
+@patch
+def failures(self:ReidResults) -> pd.DataFrame: # rows of `per_query`
+    "The valid queries whose first place is wrong"
+    return self.per_query[self.stats.valid & (self.stats.first > 1)]
+
+# %% ../../nbs/retrieve/45_results.ipynb #b5e5f462
+REMOVED = ('same_cam', 'junk', 'self') # kinds of items that take no part
+
+@patch
+def _kinds(self:ReidResults, i, source, rows): # what each of the gallery's `rows` is to row `i` of `source`
+    same = self._who['gallery'][rows] == self._who[source][i]
+    kind = np.where(same, 'match', 'wrong').astype(object)
+    if self.protocol == 'market': kind[same & (self._cam['gallery'][rows] == self._cam[source][i])] = 'same_cam'
+    kind[self._who['gallery'][rows] == -1] = 'junk'
+    kind[self.gallery.path.to_numpy()[rows] == getattr(self, source).path[i]] = 'self'
+    return kind
+
+# %% ../../nbs/retrieve/45_results.ipynb #c5047ca9e
+def _smallest(d, k): # columns of the `k` smallest values, of equal ones the earlier first
     cols = np.flatnonzero(d <= np.partition(d, k - 1)[k - 1])
     return cols[np.argsort(d[cols], kind='stable')][:k]
 
 @patch
-def _kinds(self:ReidResults, i, source, rows): # what each gallery row is to the query: see `ranking`
-    items, who, cam = getattr(self, source), self._who[source][i], self._cam[source][i]
-    same = self._who['gallery'][rows] == who
-    kind = np.where(same, 'match', 'wrong').astype(object)
-    if self.protocol == 'market': kind[same & (self._cam['gallery'][rows] == cam)] = 'same_cam'
-    kind[self._who['gallery'][rows] == -1] = 'junk'
-    kind[(self.gallery.path.to_numpy()[rows] == items.path[i])] = 'self'
-    return kind
-
-@patch
-def _search(self:ReidResults, i, k, removed, source): # gallery rows and distances, from the features
+def _search(self:ReidResults, i, k, removed, source): # rows and distances of the closest items, from the features
     if self.g_feat is None:
-        raise ReidError(f'The {self.near["all_row"].shape[1]} closest items of each query are noted, no features. Evaluate with `keep_feats=True` '
-                        'for longer lists and for gallery items as queries, or with a larger `topk`.')
+        raise ReidError(f'Only the {self.near["all_row"].shape[1]} closest items of each query were noted, and no features. For longer lists, or gallery items as queries, '
+                        'evaluate with `keep_feats=True`; a larger `topk` gives longer lists, too.')
     if self._ready is None: self._ready = make_ready(self.g_feat, self.metric)
     feat = self.q_feat if source == 'query' else self.g_feat
     d = block_dist(make_ready(feat[i:i + 1], self.metric), self._ready)[0]
-    if not removed: d[np.isin(self._kinds(i, source, slice(None)), ('same_cam', 'junk', 'self'))] = np.inf
-    rows = _closest(d, k)
-    return rows[d[rows] < np.inf], d[rows][d[rows] < np.inf]
+    if not removed: d[np.isin(self._kinds(i, source, slice(None)), REMOVED)] = np.inf
+    rows = _smallest(d, k)
+    rows = rows[d[rows] < np.inf]
+    return rows, d[rows]
 
-# %% ../../nbs/retrieve/45_results.ipynb #c3d0fd641
-REMOVED = ('same_cam', 'junk', 'self') # kinds of items that take no part in the ranking
-
+# %% ../../nbs/retrieve/45_results.ipynb #c7efcac29
 @patch
 def ranking(self:ReidResults,
-    i:int,              # row of the query table (or of the gallery, see `source`)
-    k:int=10,           # rows of the answer, at most
-    removed:bool=False, # show removed items too, where they would stand?
-    source:str='query', # table of the query: 'query' or 'gallery'
-) -> pd.DataFrame: # `row` in the gallery, `path`, `pid`, `cam`, `dist`, `rank` (<NA> if removed), `kind`: match, wrong, same_cam, junk or self
-    "List the gallery items closest to query `i`"
+    i:int,              # row of the query table, or of the gallery: see `source`
+    k:int=10,           # how many items, at most
+    removed:bool=False, # list removed items too, where they would stand?
+    source:str='query', # table that the query is a row of: 'query', or 'gallery' (needs features)
+) -> pd.DataFrame: # columns `row` (in the gallery), `path`, `pid`, `cam`, `dist`, `rank` (from 1; <NA> for a removed item), `kind`
+    "List the gallery items closest to row `i`, closest first"
     if source not in ('query', 'gallery'): raise ValueError(f"`source` must be 'query' or 'gallery', not {source!r}.")
-    if not 0 <= i < (n := len(getattr(self, source))): raise IndexError(f'There is no row {i}: the {source} table has rows 0 to {n - 1}.')
+    if not 0 <= i < (n := len(getattr(self, source))): raise IndexError(f'The {source} table has the rows 0 to {n - 1}; there is no row {i}.')
     if k < 1: raise ValueError(f'`k` must be 1 at least, not {k}.')
-    k, which = min(k, len(self.gallery)), 'all' if removed else 'kept'
+    k, noted = min(k, len(self.gallery)), 'all' if removed else 'kept'
     if source == 'query' and k <= self.near['all_row'].shape[1]:
-        rows, dist = (self.near[f'{which}_{o}'][i, :k] for o in ('row', 'dist'))
+        rows, dist = (self.near[f'{noted}_{o}'][i, :k] for o in ('row', 'dist'))
         rows, dist = rows[rows >= 0], dist[rows >= 0]
     else: rows, dist = self._search(i, k, removed, source)
     kind = self._kinds(i, source, rows)
     kept = ~np.isin(kind, REMOVED)
-    df = self.gallery.reindex(columns=['path', 'pid', 'cam']).iloc[rows].reset_index(drop=True)
-    df.insert(0, 'row', rows.astype(np.int64))
-    return df.assign(dist=dist, rank=pd.array(np.cumsum(kept), dtype='Int64'), kind=kind).assign(rank=lambda o: o['rank'].where(kept))
+    rank = pd.array(np.where(kept, np.cumsum(kept), -1), dtype='Int64')
+    rank[~kept] = pd.NA
+    df = self.gallery[['path', 'pid', 'cam']].iloc[rows].reset_index(drop=True)
+    df.insert(0, 'row', np.asarray(rows, np.int64))
+    return df.assign(dist=dist, rank=rank, kind=kind)
 
-# %% ../../nbs/retrieve/45_results.ipynb #fc567e2a
-@patch
-def worst(self:ReidResults, n:int=10):
-    "The `n` valid queries of the lowest AP, as rows of `per_query`"
-    return self.per_query[self.stats.valid].sort_values(['ap', 'first'], ascending=[True, False], kind='stable').head(n)
-
-@patch
-def failures(self:ReidResults):
-    "Valid queries whose first place is wrong, as rows of `per_query`"
-    return self.per_query[self.stats.valid & (self.stats.first > 1)]
-
-# %% ../../nbs/retrieve/45_results.ipynb #c8d91508d
+# %% ../../nbs/retrieve/45_results.ipynb #c2d6294ca
 def _col_to_json(col): # type and values of a column; raises TypeError for what JSON can't hold
-    kind = str(col.dtype)
-    if kind == 'category':
-        return dict(dtype=kind, ordered=bool(col.cat.ordered), categories=_col_to_json(col.cat.categories.to_series()), values=col.cat.codes.tolist())
-    if kind.startswith(('datetime', 'timedelta')): return dict(dtype=kind, values=col.astype('int64').tolist())
+    dtype = str(col.dtype)
+    if dtype == 'category':
+        return dict(dtype=dtype, ordered=bool(col.cat.ordered), categories=_col_to_json(pd.Series(col.cat.categories)), values=col.cat.codes.tolist())
+    if dtype.startswith(('datetime', 'timedelta')): return dict(dtype=dtype, values=col.astype('int64').tolist())
     values = [None if o is pd.NA or o is pd.NaT else o.tolist() if isinstance(o, (np.ndarray, np.generic)) else o for o in col]
     json.dumps(values)
-    return dict(dtype=kind, values=values)
+    return dict(dtype=dtype, values=values)
 
 def _col_from_json(dtype, values, categories=None, ordered=None, name=None):
     if dtype == 'category': return pd.Series(pd.Categorical.from_codes(values, pd.Index(_col_from_json(**categories)), ordered=ordered))
     if dtype.startswith(('datetime', 'timedelta')): return pd.Series(values, dtype='int64').astype(dtype)
     return pd.Series(values, dtype=dtype)
 
-# %% ../../nbs/retrieve/45_results.ipynb #c1d7ef792
+# %% ../../nbs/retrieve/45_results.ipynb #fc8c1941
 def table_to_json(
-    df:pd.DataFrame, # columns of numbers, text, categories, times, or lists of numbers and text
+    df:pd.DataFrame, # columns of numbers, text, categories or times, or of lists of numbers and text
 ) -> str: # raises `ReidError` for a column that text can't hold
     "Write a table as text that keeps its types; the index is left behind"
     cols = []
@@ -202,34 +212,45 @@ def table_from_json(
     d = json.loads(text)
     return pd.DataFrame({o['name']: _col_from_json(**o) for o in d['cols']}, index=range(d['n']))
 
-# %% ../../nbs/retrieve/45_results.ipynb #c2ed38f24
+# %% ../../nbs/retrieve/45_results.ipynb #c337d9bfb
 FORMAT = dict(format='reid_nb.ReidResults', version=1)
 _STATS = ('cmc', 'ap', 'inp', 'first', 'n_match', 'n_removed', 'valid')
 
 @patch
 def save(self:ReidResults,
-    path, # file to write, by custom *.npz
+    path, # file to write, for example 'run1.npz'
 ):
-    "Write all of it to one file, whole or not at all"
-    head = dict(FORMAT, protocol=self.protocol, metric=self.metric)
-    text = dict(head=json.dumps(head), query=table_to_json(self.query), gallery=table_to_json(self.gallery))
+    "Write everything to one file; features too, if they were kept"
+    text = dict(head=json.dumps(dict(FORMAT, protocol=self.protocol, metric=self.metric)), query=table_to_json(self.query), gallery=table_to_json(self.gallery))
     arrays = {k: np.frombuffer(v.encode(), np.uint8) for k, v in text.items()}
     arrays.update({f'stats_{o}': getattr(self.stats, o) for o in _STATS}, **{f'near_{k}': v for k, v in self.near.items()})
-    if self.q_feat is not None: arrays.update(q_feat=self.q_feat, g_feat=self.g_feat)
+    if self.g_feat is not None: arrays.update(q_feat=self.q_feat, g_feat=self.g_feat)
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **arrays)
 
-# %% ../../nbs/retrieve/45_results.ipynb #c7da9d62
-def _read(path): # arguments of `ReidResults`
+# %% ../../nbs/retrieve/45_results.ipynb #c2c1c2f1b
+def _unpack(d): # arguments of `ReidResults` from the arrays of a file
+    text = {k: d[k].tobytes().decode() for k in ('head', 'query', 'gallery')}
+    head = json.loads(text['head'])
+    stats = RankStats(**{o: d[f'stats_{o}'] for o in _STATS}, protocol=head['protocol'])
+    near = {k: d[f'near_{k}'] for k in ('kept_row', 'kept_dist', 'all_row', 'all_dist')}
+    return dict(query=table_from_json(text['query']), gallery=table_from_json(text['gallery']), stats=stats, near=near, metric=head['metric'],
+                q_feat=d.get('q_feat'), g_feat=d.get('g_feat'))
+
+@patch
+def load(cls:ReidResults,
+    path, # file that `save` has written
+) -> 'ReidResults': # raises `ReidError` for any other file, FileNotFoundError for none
+    "Read a results file"
+    if not (path := Path(path)).exists(): raise FileNotFoundError(f'There is no results file {path}.')
+    other = f'{path} is not a whole results file'
+    if not zipfile.is_zipfile(path): raise ReidError(f'{other}: it is no zip archive. `ReidResults.save` writes one; a copy may have been cut off.')
     try:
         with np.load(path, allow_pickle=False) as z: d = dict(z)
         head = json.loads(d['head'].tobytes())
-    except FileNotFoundError: raise
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise ReidError(f'{path} is not a whole results file ({type(e).__name__}: {e}). Write one with `ReidResults.save`.') from None
-    if {k: head.get(k) for k in FORMAT} != FORMAT:
-        raise ReidError(f'{path} has the format {head.get("format")} version {head.get("version")}; this reid_nb reads {FORMAT["format"]} version {FORMAT["version"]}. '
-                        'Install the reid_nb that wrote it, or evaluate again.')
-    tables = {k: table_from_json(d[k].tobytes().decode()) for k in ('query', 'gallery')}
-    stats = RankStats(**{o: d[f'stats_{o}'] for o in _STATS}, protocol=head['protocol'])
-    near = {k[5:]: v for k, v in d.items() if k.startswith('near_')}
-    return dict(tables, stats=stats, near=near, metric=head['metric'], q_feat=d.get('q_feat'), g_feat=d.get('g_feat'))
+        found = {k: head.get(k) for k in FORMAT}
+        args = _unpack(d) if found == FORMAT else None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise ReidError(f'{other} ({type(e).__name__}: {e}). `ReidResults.save` writes one; a copy may have been damaged.') from None
+    if args is None:
+        raise ReidError(f'{path} is of the format {found}, this reid_nb reads {FORMAT}. Use the reid_nb that wrote it, or evaluate again.')
+    return cls(**args)
