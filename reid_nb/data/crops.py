@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from ..core import ReidError, atomic_path, make_items
 
-# %% ../../nbs/data/25_crops.ipynb #c7bb372af
+# %% ../../nbs/data/25_crops.ipynb #b5e6c1d6
 SPELLINGS = { # our name: what others call it, in lower case without blanks, `_` and `-`
     'frame': 'frame frameid frameno framenumber frameidx frameindex', 'tid': 'tid trackid track objectid objid targetid id',
     'pid': 'pid personid person identity identityid',
@@ -29,7 +29,6 @@ SPELLINGS = { # our name: what others call it, in lower case without blanks, `_`
 NEEDED = ['frame', 'tid', 'left', 'top', 'width', 'height']
 MOT_COLUMNS = {6: NEEDED, 7: NEEDED + ['conf'], 9: NEEDED + ['conf', 'cls', 'visibility'], 10: NEEDED + ['conf'] + [None] * 3} # columns of text without header
 
-# %% ../../nbs/data/25_crops.ipynb #c0ed4d38f
 def _rows(path): # (line number, cells) of each line that is not empty; separated by comma, semicolon, tab or blanks
     raw = Path(path).read_bytes()
     if b'\0' in raw[:4096]: raise ReidError(f'{path} is no text file. Boxes come as MOTChallenge text or CSV; are video and boxes swapped?')
@@ -109,7 +108,7 @@ def read_boxes(
     if not Path(boxes).is_file(): raise FileNotFoundError(f'There is no box file {boxes}.')
     return _typed(_table(boxes, columns), str(boxes), 'line')
 
-# %% ../../nbs/data/25_crops.ipynb #c653a7c89
+# %% ../../nbs/data/25_crops.ipynb #e77a3624
 def _covered(box, others): # share of `box` (x0, y0, x1, y1) that the union of `others` (n,4) covers, exactly
     o = np.column_stack([np.clip(others[:, [0, 2]], box[0], box[2]), np.clip(others[:, [1, 3]], box[1], box[3])])
     xs, ys = np.unique(np.append(o[:, :2], box[[0, 2]])), np.unique(np.append(o[:, 2:], box[[1, 3]]))
@@ -126,9 +125,9 @@ def _one_frame(b, size): # visibility and overlap of the boxes (n,4) of one fram
     iou = inter / np.maximum(area[:, None] + area - inter, 1e-9)
     np.fill_diagonal(iou, 0)
     front = (b[None, :, 3] > b[:, None, 3]) & (inter > 0)
-    return [1 - _covered(o, np.vstack([rim, b[f]])) for o, f in zip(b, front)], iou.max(1)
+    partly = front.any(1) | (b[:, :2] < 0).any(1) | (b[:, 2:] > (w, h)).any(1)
+    return [1 - _covered(o, np.vstack([rim, b[f]])) if p else 1. for o, f, p in zip(b, front, partly)], iou.max(1)
 
-# %% ../../nbs/data/25_crops.ipynb #c11a8e026
 def visible_share(
     boxes:pd.DataFrame, # from `read_boxes`
     size,               # (h, w) of the frame, pixels
@@ -140,7 +139,7 @@ def visible_share(
     for rows in boxes.groupby('frame').indices.values(): vis[rows], iou[rows] = _one_frame(b[rows], size)
     return vis, iou
 
-# %% ../../nbs/data/25_crops.ipynb #d95f8bdd
+# %% ../../nbs/data/25_crops.ipynb #a8ec500f
 REASONS = ('', 'ignored', 'outside', 'every', 'small', 'hidden', 'overlap') # why a box is left out; '' for those that are not
 
 def _check_outside(b, size, share): # refuse boxes that belong to another video
@@ -152,7 +151,6 @@ def _check_outside(b, size, share): # refuse boxes that belong to another video
                         f'At most {share:.0%} is taken: scale the boxes, or raise `max_outside`.')
     return out
 
-# %% ../../nbs/data/25_crops.ipynb #c846b916c
 def select_boxes(
     boxes,                # from `read_boxes`, or what it reads
     size,                 # (h, w) of the frame, pixels
@@ -284,7 +282,7 @@ def _stamp(source, plan, *options): # changes whenever a picture would
     told = plan[['frame', 'tid', 'x', 'y', 'w', 'h']].assign(name=plan.path.map(lambda o: Path(o).name)).to_csv()
     return hashlib.sha256(repr((stat, told, options)).encode()).hexdigest()
 
-# %% ../../nbs/data/25_crops.ipynb #d3fcf244
+# %% ../../nbs/data/25_crops.ipynb #a005dc02
 def _claim(out, stamp, names): # make `out` the folder of this run; the files that are still to be written
     out, note = Path(out), Path(out) / 'crops.json'
     old = json.loads(note.read_text()) if note.exists() else None
@@ -304,13 +302,13 @@ def _write(plan, frames, frame_size, size, quality): # cut the boxes of `plan` o
             if size: crop = crop.resize(size[::-1], Image.Resampling.BICUBIC)
             with atomic_path(r.path) as p: crop.save(p, 'JPEG', quality=quality, subsampling=0)
 
-# %% ../../nbs/data/25_crops.ipynb #c2b1edb18
 def _bar(it, total, show): # a progress bar around `it`, where fastprogress is installed
     if not (show and total): return it
     try: from fastprogress.fastprogress import progress_bar
     except ImportError: return it
     return progress_bar(it, total=total, leave=False)
 
+# %% ../../nbs/data/25_crops.ipynb #c49157672
 def crop_tracks(
     source,              # video file, folder of frames, or dict of frame number to image file
     boxes,               # what `read_boxes` reads: MOTChallenge text, CSV or a table; a track without id (-1) becomes junk
