@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import shlex
-import subprocess
 import tomllib
 from configparser import ConfigParser
 from importlib.metadata import distribution
@@ -73,8 +72,7 @@ def test_no_wildcard_import_in_a_module():
 # Imports
 
 def test_the_floors_of_the_house():
-    res = subprocess.run(['lint-imports', '--no-cache'], cwd=ROOT, capture_output=True, text=True)
-    assert res.returncode == 0, res.stdout
+    run_python('-c', 'import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))', cwd=ROOT)
 
 
 def test_importing_the_package_costs_nothing(tmp_path):
