@@ -7,6 +7,16 @@ from readme import from_top, readme
 COMMANDS = ['python -m pip install -e ".[lab]" && reid_nb quickstart', 'python -m pip install -e ".[dev]" && pytest']
 
 
+# What a reader has beside the code: `photos`, a folder for each person, with the camera in the file's name
+SCENE = """
+from pathlib import Path
+from reid_nb.data.synth import synth_people
+for i, o in enumerate(synth_people('drawn', n_ids=32, n_cams=3, per_cam=4, distractors=0, junk=0).itertuples()):
+    Path(f'photos/visitor {o.pid:02}').mkdir(parents=True, exist_ok=True)
+    Path(o.path).rename(f'photos/visitor {o.pid:02}/cam{o.cam} {i}.jpg')
+"""
+
+
 def blocks(lang): return re.findall(rf'^```{lang}\n(.*?)\n```$', (ROOT/'README.md').read_text(), flags=re.S | re.M)
 
 
@@ -31,4 +41,5 @@ def test_two_commands_are_all_a_newcomer_types(): assert blocks('sh') == COMMAND
 
 
 def test_the_code_of_the_readme_runs(tmp_path):
+    run_python('-c', SCENE, cwd=tmp_path)
     run_python('-c', '\n'.join(blocks('python')), cwd=tmp_path)
