@@ -290,7 +290,7 @@ def items_from_folder(
     df = pd.concat(tables, ignore_index=True)
     return _own_items(df if cams is None or isinstance(cams, str) else df.assign(cam=cams), junk, root.resolve().name if dset is None else dset)
 
-# %% ../../nbs/data/10_datasets.ipynb #c5debd8aa
+# %% ../../nbs/data/10_datasets.ipynb #cb34add5
 _ALSO = {'path': ('file', 'filename', 'image', 'img'), 'pid': ('person', 'identity', 'id', 'label', 'name'), 'cam': ('camera', 'cid'), 'split': ('set', 'subset')}
 
 def _no_column(csv, want, call, names, given): # the error for a column that isn't there: the nearest ones, and the call that names it
@@ -308,12 +308,14 @@ def _read_csv(csv, columns): # a table with our column names; identities, camera
         use = {o: columns.get(o, o) for o in ('path', 'pid', 'cam', 'split')} | columns
         for ours, theirs in use.items():
             if theirs not in names and (ours in ('path', 'pid') or ours in columns): raise _no_column(csv, theirs, ours, names, ours in columns)
-        df = pd.read_csv(csv, converters={use[o]: str.strip for o in ('path', 'pid', 'cam', 'split') if use[o] in names}, **how)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise ReidError(f'{csv} can\'t be read as a table: {e}. It must be text in UTF-8, with column names in the first line.') from e
-    df.index += 2
-    rest = df.drop(columns=[o for o in df if o in use or o in use.values()])
-    return pd.concat([pd.DataFrame({k: df[v] for k, v in use.items() if v in df}), rest], axis=1)
+        with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): # pandas would drop a surplus value
+            df, text = pd.read_csv(csv, **how), pd.read_csv(csv, dtype=str, na_filter=False, **how) # a person may be called NA
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise ReidError(f'{csv} can\'t be read as a table: {str(e).strip()} It must be UTF-8 text with a line of column names; '
+                        'a value that holds the separator needs quotes.') from e
+    ours = {k: text[v].str.strip() if k in ('path', 'pid', 'cam', 'split') else df[v] for k, v in use.items() if v in df}
+    df = pd.DataFrame(ours).join(df.drop(columns=[o for o in df if o in use or o in use.values()]))
+    return df.set_index(df.index + 2)
 
 # %% ../../nbs/data/10_datasets.ipynb #c1465e07a
 def items_from_csv(
@@ -338,21 +340,19 @@ def items_from_csv(
     if dset is None and 'dset' not in df: dset = csv.stem
     return _own_items(df, junk, dset)
 
-# %% ../../nbs/data/10_datasets.ipynb #b78d42ad
+# %% ../../nbs/data/10_datasets.ipynb #c0d78e12c
 def _ask(cams, most, rng): # positions of the images that ask, one per camera, such that each finds a match from another camera among the rest
-    left = Counter(cams)
-    order = sorted(rng.permutation(sorted(left)).tolist(), key=lambda o: -left[o] if most is None else 0)
-    asked = []
-    for cam in order:
+    left, asked = Counter(cams.tolist()), []
+    for cam in rng.permutation(sorted(left)).tolist(): # any order lets as many ask as can: all cameras, or all but one
         left[cam] -= 1
         if all(any(n for c, n in left.items() if c != o) for o in (*asked, cam)): asked.append(cam)
         else: left[cam] += 1
         if len(asked) == most: break
     return [int(rng.choice(np.flatnonzero(cams == o))) for o in asked]
 
-# %% ../../nbs/data/10_datasets.ipynb #e469ce8a
+# %% ../../nbs/data/10_datasets.ipynb #cde592e8
 def _test_persons(persons, test, rng): # the (dset, pid) that make the test half
-    if np.ndim(test) == 1:
+    if hasattr(test, '__iter__'):
         if missing := set(test) - {pid for _, pid in persons}: raise ReidError(f'`test` names identities that aren\'t there: {_some(sorted(missing))}.')
         return {o for o in persons if o[1] in set(test)}
     whole = isinstance(test, (int, np.integer))
