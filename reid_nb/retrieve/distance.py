@@ -95,7 +95,7 @@ def dist_blocks(
         part = Ready(q.x[i:i + block], q.sq[i:i + block], metric)
         yield i, block_dist(part, g, buf[:len(part.x)])
 
-# %% ../../nbs/retrieve/25_distance.ipynb #e8791863
+# %% ../../nbs/retrieve/25_distance.ipynb #c6d20b33b
 def pairwise(
     q_feat, # (n_q, d) numbers
     g_feat, # (n_g, d) numbers
@@ -103,6 +103,7 @@ def pairwise(
     block:int=None,      # queries per block
 ) -> np.ndarray: # (n_q, n_g) float32, smaller is closer
     "Make the whole matrix of distances from `q_feat` to `g_feat`"
+    q_feat, g_feat = as_feats(q_feat, 'query features'), as_feats(g_feat, 'gallery features')
     out = np.empty((len(q_feat), len(g_feat)), np.float32)
     for i, dist in dist_blocks(q_feat, g_feat, metric, block): out[i:i + len(dist)] = dist
     return out

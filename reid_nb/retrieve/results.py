@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['REMOVED', 'FORMAT', 'ReidResults', 'table_to_json', 'table_from_json']
 
-# %% ../../nbs/retrieve/45_results.ipynb #c17164a62
+# %% ../../nbs/retrieve/45_results.ipynb #c2b9fd14c
 import json
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +153,7 @@ def _search(self:ReidResults, i, k, removed, source): # rows and distances of th
     rows = rows[d[rows] < np.inf]
     return rows, d[rows]
 
-# %% ../../nbs/retrieve/45_results.ipynb #c7efcac29
+# %% ../../nbs/retrieve/45_results.ipynb #c1fb5e5b6
 @patch
 def ranking(self:ReidResults,
     i:int,              # row of the query table, or of the gallery: see `source`
@@ -164,7 +163,8 @@ def ranking(self:ReidResults,
 ) -> pd.DataFrame: # columns `row` (in the gallery), `path`, `pid`, `cam`, `dist`, `rank` (from 1; <NA> for a removed item), `kind`
     "List the gallery items closest to row `i`, closest first"
     if source not in ('query', 'gallery'): raise ValueError(f"`source` must be 'query' or 'gallery', not {source!r}.")
-    if not 0 <= i < (n := len(getattr(self, source))): raise IndexError(f'The {source} table has the rows 0 to {n - 1}; there is no row {i}.')
+    n = len(getattr(self, source))
+    if not 0 <= i < n: raise IndexError(f'The {source} table has the rows 0 to {n - 1}; there is no row {i}.')
     if k < 1: raise ValueError(f'`k` must be 1 at least, not {k}.')
     k, noted = min(k, len(self.gallery)), 'all' if removed else 'kept'
     if source == 'query' and k <= self.near['all_row'].shape[1]:
@@ -227,7 +227,7 @@ def save(self:ReidResults,
     if self.g_feat is not None: arrays.update(q_feat=self.q_feat, g_feat=self.g_feat)
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **arrays)
 
-# %% ../../nbs/retrieve/45_results.ipynb #c2c1c2f1b
+# %% ../../nbs/retrieve/45_results.ipynb #e955c5e0
 def _unpack(d): # arguments of `ReidResults` from the arrays of a file
     text = {k: d[k].tobytes().decode() for k in ('head', 'query', 'gallery')}
     head = json.loads(text['head'])
@@ -249,7 +249,7 @@ def load(cls:ReidResults,
         head = json.loads(d['head'].tobytes())
         found = {k: head.get(k) for k in FORMAT}
         args = _unpack(d) if found == FORMAT else None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except Exception as e: # a damaged archive brings errors of a dozen kinds
         raise ReidError(f'{other} ({type(e).__name__}: {e}). `ReidResults.save` writes one; a copy may have been damaged.') from None
     if args is None:
         raise ReidError(f'{path} is of the format {found}, this reid_nb reads {FORMAT}. Use the reid_nb that wrote it, or evaluate again.')
