@@ -12,8 +12,9 @@ from torch import nn
 
 from .core import ReidError
 
-# %% ../nbs/50_losses.ipynb #c39754fbc
-def _float(x): # `x` in at least float32: distances of half-precision features lose their digits
+# %% ../nbs/50_losses.ipynb #c04c28b7c
+def _plain(x): # a bare tensor (fastai's own types don't mix) in at least float32 (distances in half precision lose their digits)
+    x = x.as_subclass(torch.Tensor)
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 def _check_batch(feat, pid, same): # raise where a batch has no triplet
@@ -27,25 +28,25 @@ def _check_batch(feat, pid, same): # raise where a batch has no triplet
         raise ReidError(f'The {n} pictures of this batch show {ids} identities, one picture each: there is nothing to pull together. '
                         'Load P identities x K pictures per batch (p=16, k=4, with k at least 2).')
 
-# %% ../nbs/50_losses.ipynb #c8711e821
+# %% ../nbs/50_losses.ipynb #c293cb3fb
 @torch.no_grad()
 def hardest(
     feat:torch.Tensor, # (n,d) features
     pid:torch.Tensor,  # (n,) whole numbers, equal for pictures of one person
 ) -> tuple: # (m,) rows of the anchors, of their hardest positives and hardest negatives; m<n where a person has one picture only
     "Find the farthest picture of the same and the nearest of another identity, for each row of `feat`"
+    x, pid = _plain(feat), _plain(pid)
     same = pid[:, None] == pid
     pos = same & ~torch.eye(len(pid), dtype=torch.bool, device=pid.device)
-    _check_batch(feat, pid, pos)
-    with torch.autocast(feat.device.type, enabled=False):
-        x = _float(feat)
+    _check_batch(x, pid, pos)
+    with torch.autocast(x.device.type, enabled=False):
         sq = x.pow(2).sum(1)
         dist = sq[:, None] + sq - 2 * x @ x.T
     far, near = dist.masked_fill(~pos, -torch.inf).argmax(1), dist.masked_fill(same, torch.inf).argmin(1)
     anchor = pos.any(1).nonzero()[:, 0]
     return anchor, far[anchor], near[anchor]
 
-# %% ../nbs/50_losses.ipynb #c7ebeea54
+# %% ../nbs/50_losses.ipynb #c0c6a429a
 def _distance(a, b): # Euclidean, row by row
     return (a - b).pow(2).sum(1).clamp(min=1e-12).sqrt()
 
@@ -55,7 +56,7 @@ def batch_hard(
 ) -> tuple: # (m,) Euclidean distances to the hardest positive and (m,) to the hardest negative, with gradients; raises `ReidError`
     "Measure the distance of every anchor to its hardest positive and hardest negative"
     a, far, near = hardest(feat, pid)
-    x = _float(feat)
+    x = _plain(feat)
     return _distance(x[a], x[far]), _distance(x[a], x[near])
 
 def triplet_loss(
@@ -96,7 +97,7 @@ class TripletLoss(nn.Module):
     def forward(self, feat, pid): return batch_hard_triplet(feat, pid, self.margin)
     def extra_repr(self): return f'margin={self.margin}'
 
-# %% ../nbs/50_losses.ipynb #c01149fc1
+# %% ../nbs/50_losses.ipynb #c6cc288a4
 class IdLoss(nn.Module):
     "Cross-entropy over identities, averaged over heads"
     def __init__(self,
@@ -110,12 +111,12 @@ class IdLoss(nn.Module):
         label:torch.Tensor, # (n,) whole numbers in [0,c)
     ) -> torch.Tensor: # scalar, or (n,)
         heads = [heads] if isinstance(heads, torch.Tensor) else heads
-        logits = [o if isinstance(o, torch.Tensor) else o[1] for o in heads]
-        loss = [F.cross_entropy(_float(o), label, label_smoothing=self.label_smoothing, reduction=self.reduction) for o in logits]
+        logits = [_plain(o if isinstance(o, torch.Tensor) else o[1]) for o in heads]
+        loss = [F.cross_entropy(o, _plain(label), label_smoothing=self.label_smoothing, reduction=self.reduction) for o in logits]
         return torch.stack(loss).mean(0)
     def extra_repr(self): return f'label_smoothing={self.label_smoothing}'
 
-# %% ../nbs/50_losses.ipynb #ef8ddcff
+# %% ../nbs/50_losses.ipynb #c92b1bd23
 class CenterLoss(nn.Module):
     "Mean squared distance of features to the learned center of their identity"
     def __init__(self,
@@ -130,6 +131,6 @@ class CenterLoss(nn.Module):
     ) -> torch.Tensor: # scalar; raises `ReidError` for features of another length
         if feat.ndim != 2 or feat.shape[1] != self.centers.shape[1]:
             raise ReidError(f'Features are {tuple(feat.shape)}, but the centers have {self.centers.shape[1]} numbers each. Make CenterLoss(n_classes, dim={feat.shape[-1]}).')
-        dist = (_float(feat) - F.embedding(label, self.centers)).pow(2).sum(1)
+        dist = (_plain(feat) - F.embedding(_plain(label), self.centers)).pow(2).sum(1)
         return dist.clamp(1e-12, 1e12).mean()
     def extra_repr(self): return f'n_classes={self.centers.shape[0]}, dim={self.centers.shape[1]}'

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core import ReidError
 
-# %% ../../nbs/models/20_embedder.ipynb #c366fb01f
+# %% ../../nbs/models/20_embedder.ipynb #c58f9ff1b
 class GeM(nn.Module):
     "Generalised mean over all positions, with a learned exponent that starts at `p`"
     def __init__(self,
@@ -24,9 +24,10 @@ class GeM(nn.Module):
     ):
         super().__init__()
         self.p, self.eps = nn.Parameter(torch.tensor([float(p)])), eps
-    def forward(self, x): # (n,c,h,w) to (n,c), in float32
+    def forward(self, x): # (n,c,h,w) to (n,c), in at least float32
         with torch.autocast(x.device.type, enabled=False):
-            return x.float().clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            return x.clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
     def extra_repr(self): return f'p={self.p.item():.2f}'
 
 class MeanPool(nn.Module):
