@@ -23,7 +23,6 @@ doclinks._build_modidx()
 serve.proc_nbs(n_workers=0, force=True)
 '''
 
-
 THEMES = 'cerulean cosmo cyborg darkly flatly journal litera lumen lux materia minty morph pulse quartz sandstone simplex sketchy slate solar ' \
          'spacelab superhero united vapor yeti zephyr default'.split() # Quarto says nothing about one that it does not know
 
@@ -61,7 +60,6 @@ class Site:
         to = self.by_nb.get(to, to)
         if to not in self.pages: return not url.path.endswith(('.ipynb', '.html')) and (self.proc/to).is_file()
         return not url.fragment or url.fragment in self.pages[to].ids
-
 
     def dead(self): return [f'{name}: {ref}' for name, page in self.pages.items() for ref in page.refs if not self.leads_somewhere(name, ref)]
 
