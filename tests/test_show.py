@@ -387,7 +387,7 @@ def test_static_picture_comes_first(widgets, res, monkeypatch):
     monkeypatch.setattr(widgets, 'display', lambda o, raw: shown.append(o))
     b = res.browse(k=3)
     b._ipython_display_()
-    assert '<img src="data:image/jpeg;base64,' in shown[0]['text/html'] and b.still in shown[0]['text/html'] and len(shown[0]['text/html']) < 60_000
+    assert '<img src="data:image/jpeg;base64,' in shown[0]['text/html'] and len(shown[0]['text/html']) < 60_000
     assert list(shown[1]) == ['text/plain', 'application/vnd.jupyter.widget-view+json'] and '24 queries' in shown[1]['text/plain']
     b.do('set', cam=0, k=50)
     assert len(shown) == 2

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['BrowserState', 'picture_url', 'RankBrowser']
 
-# %% ../../nbs/show/20_widgets.ipynb #beceb462
+# %% ../../nbs/show/20_widgets.ipynb #c84b4dae8
 import base64
 import io
-import uuid
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..core import atomic_path
 from ..retrieve.results import ReidResults
 from .plots import KINDS, RankView, draw_view, query_order, rank_view
 
-# %% ../../nbs/show/20_widgets.ipynb #c4d2bb4ba
+# %% ../../nbs/show/20_widgets.ipynb #c8bbb2b95
 class BrowserState:
     "Which rank list is looked at, out of which queries, and what led to it"
     def __init__(self,
@@ -40,7 +39,7 @@ class BrowserState:
         self.cams = sorted(int(o) for o in res.query.cam.dropna().unique()) if 'cam' in res.query else []
         self.max_k = min(50, len(res.gallery) if self.can_pick else res.near['kept_row'].shape[1])
         self.k, self.order, self.cam, self.failures, self.removed = 10, 'table', None, False, False
-        self.pos, self.at, self.past, self.queries = 0, None, [], np.array([], int)
+        self.pos, self.at, self.past, self.queries, self._last = 0, None, [], np.array([], int), (None, None)
         self.set(k=k, order=order, cam=cam, failures=failures, removed=removed)
 
 # %% ../../nbs/show/20_widgets.ipynb #c4a372cca
@@ -67,7 +66,7 @@ def set(self:BrowserState,
     self.queries = self._fitting()
     self.goto(int(np.flatnonzero(self.queries == last)[0]) if last is not None and (self.queries == last).any() else 0)
 
-# %% ../../nbs/show/20_widgets.ipynb #c761e6c6d
+# %% ../../nbs/show/20_widgets.ipynb #c89e7f959
 @patch
 def goto(self:BrowserState,
     pos:int, # position among the queries that fit; the nearest one is taken
@@ -101,7 +100,9 @@ def back(self:BrowserState):
 @patch
 def view(self:BrowserState) -> RankView: # None where no query fits
     "What is to be shown now"
-    return rank_view(self.res, self.at[1], self.k, self.removed, self.at[0]) if self.at else None
+    if self.at is None: return None
+    if self._last[0] != (now := (self.at, self.k, self.removed)): self._last = now, rank_view(self.res, self.at[1], self.k, self.removed, self.at[0])
+    return self._last[1]
 
 # %% ../../nbs/show/20_widgets.ipynb #c9a381e40
 @lru_cache(maxsize=4096)
@@ -172,7 +173,7 @@ function cardOf(o, pick) {
 }
 '''
 
-# %% ../../nbs/show/20_widgets.ipynb #f38eac6f
+# %% ../../nbs/show/20_widgets.ipynb #e834fd97
 _ESM += '''
 function fill(c, v) { // options and bounds of the controls
   c.pos.max = c.num.max = Math.max(1, v.n); c.pos.value = c.num.value = v.n ? v.pos + 1 : 0; c.pos.disabled = c.num.disabled = !v.n
@@ -184,14 +185,15 @@ function fill(c, v) { // options and bounds of the controls
   c.k.max = v.max_k; c.k.value = v.k; c.kval.textContent = v.k
 }
 
-function hideStill(id, tries = 20) { // the picture that stands there without a kernel
-  const still = document.getElementById(id)
+function hideStill(root, tries = 20) { // the picture before the widget, that stands there without a kernel
+  const all = root.isConnected ? [...(root.closest('.jp-OutputArea') ?? document).querySelectorAll('.reid-still')] : []
+  const still = all.filter(o => o.compareDocumentPosition(root) & Node.DOCUMENT_POSITION_FOLLOWING).pop()
   if (still) (still.closest('.jp-OutputArea-child') ?? still).style.display = 'none'
-  else if (tries) setTimeout(hideStill, 50, id, tries - 1)
+  else if (tries) setTimeout(hideStill, 50, root, tries - 1)
 }
 '''
 
-# %% ../../nbs/show/20_widgets.ipynb #b8fd0650
+# %% ../../nbs/show/20_widgets.ipynb #c338a85d9
 _ESM += '''
 function render({ model, el }) {
   const queue = []; let busy = false, since = 0
@@ -221,7 +223,7 @@ function render({ model, el }) {
     if (busy) root.dataset.ms = (performance.now() - since).toFixed(1)
     root.dataset.tick = v.tick; busy = false; flush()
   }
-  model.on('change:view', draw); draw(); el.append(root); hideStill(model.get('still'))
+  model.on('change:view', draw); draw(); el.append(root); hideStill(root)
   return () => model.off('change:view', draw)
 }
 export default { render }
@@ -251,12 +253,11 @@ button.reid-card { cursor: pointer } button.reid-card:hover .reid-frame, button.
 button.reid-card:focus-visible { outline: 2px solid var(--brand); outline-offset: 1px; border-radius: 5px }
 ''' + '\n'.join(f'.reid-k-{kind} {{ --kind: {colour} }}' for kind, (colour, *_) in KINDS.items())
 
-# %% ../../nbs/show/20_widgets.ipynb #fc0f1bf2
+# %% ../../nbs/show/20_widgets.ipynb #c69d469be
 class RankBrowser(anywidget.AnyWidget):
     "Browse rank lists by slider, keys, order, filters and clicks"
     _esm, _css = _ESM, _CSS
-    view = traitlets.Dict().tag(sync=True)     # what the page shows
-    still = traitlets.Unicode().tag(sync=True) # id of the picture that stands there without a kernel
+    view = traitlets.Dict().tag(sync=True) # what the page shows
 
     def __init__(self,
         res:ReidResults,
@@ -265,7 +266,7 @@ class RankBrowser(anywidget.AnyWidget):
         **kw,           # of `BrowserState`: k, order, cam, failures, removed, seed
     ):
         self.state, self.size, self.folder, self._tick = BrowserState(res, **kw), tuple(size), Path(folder), 0
-        super().__init__(view=self._data(), still=f'reid-{uuid.uuid4().hex[:12]}')
+        super().__init__(view=self._data())
         self.on_msg(lambda _, msg, __: self.do(**msg))
 
     def __repr__(self): return f'RankBrowser({len(self.state.res.query)} queries, {len(self.state.res.gallery)} gallery pictures)'
@@ -274,7 +275,7 @@ class RankBrowser(anywidget.AnyWidget):
         self._tick += 1
         return _page_data(self.state, self.size) | dict(tick=self._tick, note=note, height=self.size[0], width=self.size[1])
 
-# %% ../../nbs/show/20_widgets.ipynb #d8f58a84
+# %% ../../nbs/show/20_widgets.ipynb #c40fe05bc
 @patch
 def do(self:RankBrowser,
     what:str, # 'goto', 'step', 'pick', 'back', 'set', or 'save'
@@ -296,10 +297,12 @@ def save(self:RankBrowser,
     "Write the current view as a picture"
     if (view := self.state.view()) is None: raise ValueError('No query fits the filters; there is nothing to write.')
     file = Path(file or self.folder / f'ranks_{view.source}{view.query.row}_top{self.state.k}{"_removed" * self.state.removed}.png').resolve()
-    with atomic_path(file) as tmp: draw_view(view, (192,96)).save(tmp)
+    with atomic_path(file) as tmp: draw_view(view, (192,96)).save(tmp, compress_level=3)
     return file
 
-# %% ../../nbs/show/20_widgets.ipynb #d1224b64
+# %% ../../nbs/show/20_widgets.ipynb #c4539f7d4
+_DEAD = '.jp-OutputArea-child:has(.reid-still) + .jp-OutputArea-child .jupyter-widgets:not(:has(.reid-browser))' # says "model not found"
+
 @patch
 def _ipython_display_(self:RankBrowser, **kw): # the picture, then the widget that hides it
     view = self.state.view()
@@ -307,9 +310,8 @@ def _ipython_display_(self:RankBrowser, **kw): # the picture, then the widget th
         draw_view(view, (96,48)).save(out := io.BytesIO(), 'JPEG', quality=82)
         src = 'data:image/jpeg;base64,' + base64.b64encode(out.getvalue()).decode()
         text = f'{view.title} · {view.line}'
-        dead = f'.jp-OutputArea-child:has(#{self.still}) + .jp-OutputArea-child .jupyter-widgets:not(:has(.reid-browser))' # "model not found"
-        display({'text/plain': text, 'text/html': f'<figure id="{self.still}" class="reid-still" style="margin:0"><img src="{src}" alt="{escape(text)}">'
-                 f'<figcaption><small>Run this cell in Jupyter to browse.</small></figcaption><style>{dead} {{ display: none }}</style></figure>'}, raw=True)
+        display({'text/plain': text, 'text/html': f'<figure class="reid-still" style="margin:0"><img src="{src}" alt="{escape(text)}">'
+                 f'<figcaption><small>Run this cell in Jupyter to browse.</small></figcaption><style>{_DEAD} {{ display: none }}</style></figure>'}, raw=True)
     bundle = self._repr_mimebundle_(**kw)
     display(bundle[0] if isinstance(bundle, tuple) else bundle, raw=True)
 
