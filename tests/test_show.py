@@ -142,7 +142,7 @@ def test_rank_view_without_features(plots, bare):
 
 
 def test_rank_view_names_bad_requests(plots, res):
-    for i in (len(res.query), 10**6):
+    for i in (-1, len(res.query)):
         with pytest.raises(IndexError, match='rows 0 to'): plots.rank_view(res, i)
     for source in ('query', 'gallery'):
         with pytest.raises(ValueError, match='at least'): plots.rank_view(res, 0, k=0, source=source)
