@@ -28,7 +28,7 @@ def _check_batch(feat, pid, same): # raise where a batch has no triplet
         raise ReidError(f'The {n} pictures of this batch show {ids} identities, one picture each: there is nothing to pull together. '
                         'Load P identities x K pictures per batch (p=16, k=4, with k at least 2).')
 
-# %% ../nbs/50_losses.ipynb #c293cb3fb
+# %% ../nbs/50_losses.ipynb #c65a97487
 @torch.no_grad()
 def hardest(
     feat:torch.Tensor, # (n,d) features
@@ -40,6 +40,7 @@ def hardest(
     pos = same & ~torch.eye(len(pid), dtype=torch.bool, device=pid.device)
     _check_batch(x, pid, pos)
     with torch.autocast(x.device.type, enabled=False):
+        x = x - x.mean(0) # near the origin |a|²+|b|²-2ab keeps its digits
         sq = x.pow(2).sum(1)
         dist = sq[:, None] + sq - 2 * x @ x.T
     far, near = dist.masked_fill(~pos, -torch.inf).argmax(1), dist.masked_fill(same, torch.inf).argmin(1)

@@ -176,6 +176,21 @@ def test_head_of_other_identities_is_left(state):
     assert '(11, 512) in the file' in repr(report) and torch.equal(model.classifier.weight, head)
     assert all(torch.equal(o, state[k]) for k, o in model.state_dict().items() if not k.startswith('classifier'))
 
+def test_half_a_head_is_no_head(state): # weight and bias go together
+    model = osnet.osnet_x0_25(3)
+    report = load_weights(model, {**state, 'classifier.bias': torch.ones(3)})
+    assert not [k for k in report.loaded if k.startswith('classifier')] and model.classifier.bias.abs().max() == 0
+
+class Evil:
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.mkdir, (self.path,)
+
+@pytest.mark.parametrize('wrap', [lambda o: o, lambda o: {'state_dict': o}, lambda o: {'state_dict': {'conv1.conv.weight': o}}])
+def test_a_pickle_runs_nothing(tmp_path, wrap):
+    torch.save(wrap(Evil(str(tmp_path / 'made'))), tmp_path / 'evil.pth')
+    with pytest.raises(ReidError, match='not run here'): load_weights(osnet.osnet_x0_25(3), tmp_path / 'evil.pth')
+    assert not (tmp_path / 'made').exists()
+
 def test_an_error_changes_nothing(state):
     model = osnet.osnet_x0_25(11)
     before = {k: o.clone() for k, o in model.state_dict().items()}
