@@ -176,6 +176,8 @@ def test_protocols():
     other = Protocol('cross_camera', (('cam',),), 'whatever the query\'s camera took') # rules of one's own
     s = rank_stats(dist, [1], [1, 2, 1, 1], [1], [0, 1, 1, 2], protocol=other)
     assert (s.protocol, s.n_match[0], s.n_removed[0], s.first[0]) == ('cross_camera', 2, 2, 1)
+    assert rank_stats(dist, [1], [1, 2, 1, 1], [None], [None, 1, 1, None], protocol=other).n_removed[0] == 0 # an unknown camera equals no other
+    assert rank_stats(dist, [1], [1, 2, 1, 1], q_item=[None], g_item=[None] * 4).n_removed[0] == 0
     assert rank_stats(dist, **market, protocol=MARKET).first == rank_stats(dist, **market).first and ALL.drop == (('item',),)
 
 
