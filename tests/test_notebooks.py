@@ -26,6 +26,7 @@ def code_cells(nb): # index -> source of the cells that hold more than comments
 
 
 def run_in_child(nb, con): # send the index of each cell as it starts, then None or what went wrong
+    mp.set_start_method(None, force=True) # the notebook's own processes start as they do in Jupyter, not from the fork server
     run_cell, sys.__stderr__ = CaptureShell.cell, io.StringIO()
     def cell(self, cell, **kw):
         con.send(cell.idx_)
