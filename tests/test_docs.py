@@ -15,12 +15,19 @@ NBS = [o.relative_to('nbs') for o in project_files() if o.suffix == '.ipynb' and
 SITE, REPO = 'https://site.invalid/reid_nb', 'https://repo.invalid/reid_nb'
 URLS = f'\n[project.urls]\nDocumentation = "{SITE}/"\nRepository = "{REPO}"\n'
 
-# What `nbdev-docs` does before it calls Quarto, which it would first try to install
+# What `nbdev-docs` does before it calls Quarto, which it would first try to install. It runs each cell that holds an import: such a cell should hold no more.
 PROCESS = '''
-from nbdev import doclinks, quarto, serve
+import sys
+from nbdev import doclinks, quarto, serve, serve_drv
+make_page, bad = serve_drv.main, []
+def try_page(o):
+    try: make_page(o)
+    except Exception as e: bad.append(str(e))
+serve_drv.main = try_page
 quarto.refresh_quarto_yml()
 doclinks._build_modidx()
 serve.proc_nbs(n_workers=0, force=True)
+sys.exit('\\n\\n'.join(bad) or None)
 '''
 
 THEMES = 'cerulean cosmo cyborg darkly flatly journal litera lumen lux materia minty morph pulse quartz sandstone simplex sketchy slate solar ' \
