@@ -197,7 +197,7 @@ def slow_reason(b, size, min_size, every, min_visibility, max_overlap, min_conf)
         w, h = min(x1, size[1]) - max(x0, 0), min(y1, size[0]) - max(y0, 0)
         out.append('ignored' if (r.conf == 0 if min_conf is None else r.conf < min_conf) else 'outside' if w <= 0 or h <= 0 else 'every' if nth % every
                    else 'small' if h < min_size[0] or w < min_size[1] else 'hidden' if len(seen) / (r.width * r.height) < min_visibility
-                   else 'overlap' if iou > max_overlap else '')
+                   else 'overlap' if iou > max_overlap else 'kept')
     return out
 
 
@@ -209,8 +209,8 @@ def test_filters(kw):
         b = read_boxes(random_boxes(seed))
         got = select_boxes(b, (100, 110), max_outside=1, **opts)
         want = slow_reason(b, (100, 110), **opts)
-        assert list(got['drop']) == want and len(set(want)) > 1 or not kw
-    if kw: assert {k: v for k, v in got['drop'].value_counts().items() if v}.keys() >= {''}
+        assert list(got.fate) == want and len(set(want)) > 1 or not kw
+    if kw: assert {k: v for k, v in got.fate.value_counts().items() if v}.keys() >= {'kept'}
 
 
 def test_given_visibility_is_kept():
