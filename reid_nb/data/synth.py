@@ -27,12 +27,13 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from ..core import ReidError, as_items, atomic_path
 
-# %% ../../nbs/data/15_synth.ipynb #c08e220d0
-COLOURS = dict(black=(38, 40, 48), white=(238, 236, 228), grey=(139, 143, 151), navy=(40, 54, 98), blue=(52, 108, 184), red=(196, 52, 54), green=(50, 128, 84),
-               olive=(112, 112, 66), yellow=(232, 190, 66), orange=(226, 124, 56), pink=(230, 150, 172), purple=(116, 78, 150), beige=(212, 190, 156),
-               brown=(116, 80, 58))
+# %% ../../nbs/data/15_synth.ipynb #c22aaa693
+COLOURS = dict(black=(38, 40, 48), white=(238, 236, 228), grey=(139, 143, 151), navy=(40, 54, 98), blue=(52, 108, 184), red=(196, 52, 54),
+               green=(50, 128, 84), olive=(112, 112, 66), yellow=(232, 190, 66), orange=(226, 124, 56), pink=(230, 150, 172),
+               purple=(116, 78, 150), beige=(212, 190, 156), brown=(116, 80, 58))
 SKINS = dict(porcelain=(246, 216, 196), light=(236, 192, 160), olive=(214, 166, 126), tan=(184, 130, 92), brown=(136, 90, 62), deep=(92, 60, 46))
-HAIRS = dict(black=(34, 30, 34), umber=(72, 48, 36), brown=(118, 78, 48), auburn=(150, 70, 40), blond=(222, 184, 112), grey=(160, 160, 164), white=(230, 228, 224))
+HAIRS = dict(black=(34, 30, 34), umber=(72, 48, 36), brown=(118, 78, 48), auburn=(150, 70, 40), blond=(222, 184, 112),
+             grey=(160, 160, 164), white=(230, 228, 224))
 
 TOPS = dict(tshirt=6, shirt=3, sweater=4, hoodie=4, jacket=4, coat=3, dress=2)
 PATTERNS = dict(plain=8, stripes=4, pinstripes=2, checks=3, dots=2, logo=3, block=3)
@@ -65,7 +66,7 @@ class Person:
     bag:str = 'none'          # one of `BAGS`
     bag_colour:str = 'brown'
 
-# %% ../../nbs/data/15_synth.ipynb #c467036d7
+# %% ../../nbs/data/15_synth.ipynb #a3ef44ec
 def _pick(rng, weights): # a key of `weights`
     w = np.fromiter(weights.values(), float)
     return list(weights)[int(np.searchsorted(np.cumsum(w / w.sum()), rng.random(), side='right'))]
@@ -85,11 +86,12 @@ def random_person(
     clothes, hair, child = _clothes(rng), _pick(rng, STYLES), rng.random() < .06
     cropped = hair in ('buzz', 'short', 'bald')
     height = rng.uniform(.78, .86) if child else np.clip(rng.normal(.99, .045), .9, 1.09)
-    return Person(height=round(float(height), 3), build=round(float(np.clip(rng.normal(1, .11), .82, 1.28)), 3), skin=_pick(rng, dict.fromkeys(SKINS, 1)),
-        hair=hair, hair_colour=_pick(rng, dict(black=5, umber=4, brown=4, auburn=2, blond=4, grey=2, white=1)),
-        hat=_pick(rng, HATS | dict(scarf=0 if cropped else 2)), hat_colour=_pick(rng, dict(red=2, navy=2, yellow=1, grey=2, green=1, white=1, black=2)),
-        glasses=bool(rng.random() < .2), beard=bool(rng.random() < .4 and cropped and not child and clothes['bottom'] not in ('skirt', 'maxi')),
-        bag=_pick(rng, BAGS), bag_colour=_pick(rng, dict(black=4, brown=3, red=2, navy=2, green=1, yellow=1, grey=2, pink=1)), **clothes)
+    return Person(height=round(float(height), 3), build=round(float(np.clip(rng.normal(1, .11), .82, 1.28)), 3),
+        skin=_pick(rng, dict.fromkeys(SKINS, 1)), hair=hair, hair_colour=_pick(rng, dict(black=5, umber=4, brown=4, auburn=2, blond=4, grey=2, white=1)),
+        hat=_pick(rng, HATS | dict(scarf=0 if cropped else 2)), hat_colour=_pick(rng, dict(red=2, navy=2, yellow=1, grey=2, green=1, white=1, black=2)), glasses=bool(rng.random() < .2),
+        beard=bool(rng.random() < .4 and cropped and not child and clothes['bottom'] not in ('skirt', 'maxi')),
+        bag=_pick(rng, BAGS), bag_colour=_pick(rng, dict(black=4, brown=3, red=2, navy=2, green=1, yellow=1, grey=2, pink=1)),
+        **clothes)
 
 # %% ../../nbs/data/15_synth.ipynb #c142d411c
 def joints(
@@ -197,7 +199,7 @@ class Pen:
         on = second_colour(paint.pattern, (u + pi) % (2 * pi) - pi, v)
         self.im.paste(paint.colour2 + (255,), (x0, y0), ImageChops.darker(mask, Image.fromarray(on.astype(np.uint8) * 255)))
 
-# %% ../../nbs/data/15_synth.ipynb #c1fdf1316
+# %% ../../nbs/data/15_synth.ipynb #c90193faa
 def _rings(pen, tube, y=None): # pixels: centres (n,2), half widths (n,), half depths (n,) of a tube's rings, or at heights `y`
     tube = np.asarray(tube, float)
     if y is not None: tube = np.stack([y] + [np.interp(y, tube[:, 0], tube[:, k]) for k in range(1, 5)], 1)
@@ -223,7 +225,8 @@ def draw_patch(pen, tube, around, down, paint):
     mid, half, deep = _rings(pen, tube, np.linspace(*down, 4))
     edge = lambda i, k: np.stack([mid[i, 0] + half[i] * np.sin(a[k]), mid[i, 1] + deep[i] * np.cos(a[k])], -1)
     rows = np.arange(4)
-    pen.fill(np.concatenate([edge(rows, 0), edge(np.full(3, 3), np.arange(1, 4)), edge(rows, 4)[::-1], edge(np.full(3, 0), np.arange(3, 0, -1))]), paint)
+    low, high = edge(np.full(3, 3), np.arange(1, 4)), edge(np.full(3, 0), np.arange(3, 0, -1))
+    pen.fill(np.concatenate([edge(rows, 0), low, edge(rows, 4)[::-1], high]), paint)
 
 def draw_band(pen, tube, around, y, r, colour):
     "Draw a band of half width `r` along a line on a tube: n angles `around` it at n heights `y`"
@@ -241,7 +244,7 @@ def draw_limb(pen, chain, radii, paint, ends=(0, -1)):
     for k in ends: pen.dot(p[k], r[k], paint.colour if isinstance(paint, Cloth) else paint)
     pen.fill(np.concatenate([_curve(p + n), _curve(p - n)[::-1]]), paint, 0.)
 
-# %% ../../nbs/data/15_synth.ipynb #c32d707ea
+# %% ../../nbs/data/15_synth.ipynb #c8d48fb36
 def draw_leg(pen, who, j, o, shade=1.):
     "Draw the leg `o` ('l' or 'r') with its shoe; skin shows under shorts and skirts"
     hip, knee, ankle, toe = (j[f'{o}_{k}'] for k in ('hip', 'knee', 'ankle', 'toe'))
@@ -251,7 +254,8 @@ def draw_leg(pen, who, j, o, shade=1.):
     heel, low = ankle + (0, .016, -.012), np.array([0, .014, 0])
     draw_limb(pen, [heel, (heel + toe) / 2 + (0, .002, 0), toe], [.021, .022, .017], shoe)
     draw_limb(pen, [heel + low, toe + low * .8], [.009, .007], _light(shoe, .75) if who.shoes in ('red', 'white', 'grey') else _dark(shoe, .7))
-    if who.bottom == 'shorts': draw_limb(pen, [hip, hip + (knee - hip) * .5, hip + (knee - hip) * .86], np.array([.056, .054, .055]) * who.build, cloth, (0,))
+    if who.bottom == 'shorts':
+        draw_limb(pen, [hip, hip + (knee - hip) * .5, hip + (knee - hip) * .86], np.array([.056, .054, .055]) * who.build, cloth, (0,))
     if who.bottom in ('trousers', 'slim', 'wide'):
         r = dict(trousers=(.054, .043, .038, .034), slim=(.05, .037, .032, .024), wide=(.056, .052, .054, .056))[who.bottom]
         draw_limb(pen, [hip, knee, calf, ankle + (0, .004, 0)], np.array(r) * who.build, cloth, (0,))
@@ -302,7 +306,7 @@ def draw_bottom(pen, who, j):
     if paint.pattern == 'plain':
         for a in (-40, 15, 60, 150, 200, 250): draw_patch(pen, t, (a, a + 7), (.56, hem), _dark(paint.colour, .88))
 
-# %% ../../nbs/data/15_synth.ipynb #e837fb32
+# %% ../../nbs/data/15_synth.ipynb #c7af1e8ac
 def _open_front(pen, t, who, c, c2): # of a jacket or a coat: what is under it, lapels, belt or hem
     hem, under = t[-1, 0], c2 if who.pattern == 'plain' else COLOURS['grey' if who.top_colour == 'white' else 'white']
     draw_patch(pen, t, (-15, 15), (.172, .36 if who.top == 'coat' else hem - .01), under)
@@ -325,9 +329,11 @@ def draw_trunk(pen, who):
         draw_patch(pen, t, (-180, 180), (.512, .53), _dark(c, .8))
         draw_patch(pen, t, (115, 245), (.165, .235), _dark(c, .82))
         for a in (-12, 10): draw_patch(pen, t, (a, a + 3), (.185, .25), _light(c, .6))
-    if who.top in ('sweater', 'tshirt', 'dress'): draw_patch(pen, t, (-44, 44), (.145, .182), _dark(c, .8) if who.top == 'sweater' else SKINS[who.skin])
-    if who.top == 'sweater': draw_patch(pen, t, (-180, 180), (.505, .52), _dark(c, .82))
+    if who.top in ('tshirt', 'dress'): draw_patch(pen, t, (-44, 44), (.145, .182), SKINS[who.skin])
     if who.top == 'dress': draw_patch(pen, t, (-180, 180), (.43, .448), _dark(c, .72))
+    if who.top == 'sweater':
+        draw_patch(pen, t, (-44, 44), (.145, .182), _dark(c, .8))
+        draw_patch(pen, t, (-180, 180), (.505, .52), _dark(c, .82))
 
 # %% ../../nbs/data/15_synth.ipynb #a590a435
 _HAIRLINE = dict(buzz=(30, 28, 2, -22, -32), short=(36, 30, 0, -28, -42), bald=(91, 91, 15, -20, -40), bob=(40, 30, -38, -66, -72),
@@ -396,7 +402,7 @@ def draw_hair(pen, who, head):
         r = head.rx / pen.wide * (.35 + .6 * abs(pen.c)) + abs(pen.s) * .02 * pen.scale
         pen.dot(head.mid + np.array([head.rx * pen.s * .95, -head.ry * .3]), r, _dark(hat, .8), .016 * pen.scale)
 
-# %% ../../nbs/data/15_synth.ipynb #c31bb2624
+# %% ../../nbs/data/15_synth.ipynb #c7e5c9053
 def draw_mane(pen, who):
     "Draw what hangs behind the head: long hair, a ponytail, a bun, the end of a scarf"
     c = HAIRS[who.hair_colour]
@@ -404,7 +410,8 @@ def draw_mane(pen, who):
         t = [(.075, .05, .05, 0, -.005), (.13, .056, .055, 0, 0), (.17, .06, .056, 0, 0), (.215, .085, .066, 0, 0)]
         draw_tube(pen, t, _dark(COLOURS[who.hat_colour], .92))
     elif who.hair == 'long':
-        t = [(.075, .054, .04, 0, -.022), (.14, .058, .034, 0, -.034), (.22, .06, .028, 0, -.052), (.29, .05, .022, 0, -.06), (.315, .03, .018, 0, -.06)]
+        t = [(.075, .054, .04, 0, -.022), (.14, .058, .034, 0, -.034), (.22, .06, .028, 0, -.052), (.29, .05, .022, 0, -.06),
+             (.315, .03, .018, 0, -.06)]
         draw_tube(pen, t, c)
         for a in (150, 205): draw_patch(pen, t, (a, a + 8), (.12, .28), _dark(c, .82))
     elif who.hair == 'ponytail':
@@ -415,7 +422,8 @@ def draw_mane(pen, who):
 def draw_backpack(pen, who):
     "Draw the pack behind the shoulders"
     c = COLOURS[who.bag_colour]
-    t = np.array([(.185, .045, .03, 0, -.085), (.2, .07, .042, 0, -.09), (.3, .078, .05, 0, -.095), (.4, .076, .05, 0, -.095), (.425, .06, .04, 0, -.09)])
+    t = np.array([(.185, .045, .03, 0, -.085), (.2, .07, .042, 0, -.09), (.3, .078, .05, 0, -.095), (.4, .076, .05, 0, -.095),
+                  (.425, .06, .04, 0, -.09)])
     t[:, (1, 2, 4)] *= .4 + .6 * who.build
     draw_tube(pen, t, c)
     draw_patch(pen, t, (135, 225), (.305, .405), _dark(c, .8))
@@ -448,7 +456,7 @@ def draw_bag(pen, who, j, shade=1.):
         draw_tube(pen, t, c)
         draw_patch(pen, t, (0, 180), (y + .09, y + .1), _dark(c, .75))
 
-# %% ../../nbs/data/15_synth.ipynb #c5217f5c3
+# %% ../../nbs/data/15_synth.ipynb #c59c6e65a
 def draw_figure(
     pen:Pen,
     who:Person,
@@ -464,7 +472,8 @@ def draw_figure(
     if facing: draw_mane(pen, who)
     if carries and bag_first: draw_bag(pen, who, j, .85)
     if sideways: draw_arm(pen, who, j, far, .8)
-    for o, shade in zip(sorted('lr', key=lambda o: pen.near(j[f'{o}_ankle']) + 4 * pen.near(j[f'{o}_hip'])), (.82, 1.)): draw_leg(pen, who, j, o, shade)
+    legs = sorted('lr', key=lambda o: pen.near(j[f'{o}_ankle']) + 4 * pen.near(j[f'{o}_hip']))
+    for o, shade in zip(legs, (.82, 1.)): draw_leg(pen, who, j, o, shade)
     draw_bottom(pen, who, j)
     draw_limb(pen, [(0, .12, .004), (0, .185, 0)], [.026, .03], _dark(SKINS[who.skin], .84))
     draw_trunk(pen, who)
@@ -499,7 +508,7 @@ def portrait(
     _shade(rgb, im.getchannel('A').reduce(2), -.6)
     return rgb
 
-# %% ../../nbs/data/15_synth.ipynb #c8d6a83cd
+# %% ../../nbs/data/15_synth.ipynb #c371298de
 @dataclass(frozen=True)
 class Camera:
     "What one camera does to every picture"
@@ -517,12 +526,18 @@ class Camera:
     quality:int = 95          # of the JPEG file
     light:float = -.6         # side from which the light comes, -1 to 1
 
-LOOKS = [dict(scene='plaza', heading=20, tilt=9, gain=(1.02, 1., .97), gamma=.95, contrast=1.02, saturation=1.04, blur=.25, noise=2, quality=90, light=-.7),
-         dict(scene='street', heading=100, tilt=6, gain=(1.05, .99, .91), gamma=1.07, contrast=1.04, saturation=1.04, blur=.4, resolution=.85, noise=4, quality=82, light=.8),
-         dict(scene='hall', heading=-40, tilt=16, gain=(.95, 1.02, .96), gamma=.91, contrast=.91, saturation=.89, blur=.5, resolution=.75, noise=3, quality=78, light=.1),
-         dict(scene='park', heading=-75, tilt=4, gain=(.95, .99, 1.06), gamma=1.11, contrast=.98, saturation=.95, blur=.3, noise=4, quality=86, light=.6),
-         dict(scene='platform', heading=160, tilt=13, gain=(.97, 1.02, 1.), gamma=1.16, contrast=1.08, saturation=.85, blur=.55, resolution=.65, noise=6, quality=74, light=-.2),
-         dict(scene='campus', heading=60, tilt=7, gain=(1.03, 1.01, .98), gamma=.9, contrast=.94, saturation=.96, blur=.3, resolution=.9, noise=2, quality=92, light=.5)]
+LOOKS = [dict(scene='plaza', heading=20, tilt=9, light=-.7, gain=(1.02, 1., .97), gamma=.95, contrast=1.02, saturation=1.04,
+              blur=.25, noise=2, quality=90),
+         dict(scene='street', heading=100, tilt=6, light=.8, gain=(1.05, .99, .91), gamma=1.07, contrast=1.04, saturation=1.04,
+              blur=.4, noise=4, quality=82, resolution=.85),
+         dict(scene='hall', heading=-40, tilt=16, light=.1, gain=(.95, 1.02, .96), gamma=.91, contrast=.91, saturation=.89,
+              blur=.5, noise=3, quality=78, resolution=.75),
+         dict(scene='park', heading=-75, tilt=4, light=.6, gain=(.95, .99, 1.06), gamma=1.11, contrast=.98, saturation=.95,
+              blur=.3, noise=4, quality=86),
+         dict(scene='platform', heading=160, tilt=13, light=-.2, gain=(.97, 1.02, 1.), gamma=1.16, contrast=1.08, saturation=.85,
+              blur=.55, noise=6, quality=74, resolution=.65),
+         dict(scene='campus', heading=60, tilt=7, light=.5, gain=(1.03, 1.01, .98), gamma=.9, contrast=.94, saturation=.96,
+              blur=.3, noise=2, quality=92, resolution=.9)]
 
 def make_cameras(
     n:int,             # how many
@@ -804,7 +819,7 @@ def take(
         hidden = float((a * np.asarray(cover)).sum() / max(a.sum() * 255, 1))
     return expose(rgb, cam, np.random.default_rng(shot.key), shot.exposure), hidden
 
-# %% ../../nbs/data/15_synth.ipynb #d598abf3
+# %% ../../nbs/data/15_synth.ipynb #cf2c526c
 TWINS, OCCLUSION, BAD_CROPS = .2, .12, .1 # share of identities with a near-copy, of pictures taken behind something, of boxes that are off
 
 def _change(rng, who): # a copy of somebody that differs in one thing, and its name
@@ -812,7 +827,7 @@ def _change(rng, who): # a copy of somebody that differs in one thing, and its n
     if who.hat == 'none': options['hair'] = ('short', 'long', 'ponytail', 'bun', 'afro')
     if who.hair not in ('afro', 'bun'): options['hat'] = ('none', 'cap', 'beanie')
     if who.top != 'dress': options['top'] = ('tshirt', 'sweater', 'jacket', 'coat')
-    if who.top not in ('dress', 'coat'): options['bottom'] = ('trousers', 'shorts', 'skirt')
+    if who.top not in ('dress', 'coat'): options['bottom'] = ('trousers',) if who.bottom in ('shorts', 'skirt', 'maxi') else ('shorts', 'skirt')
     what = list(options)[rng.integers(len(options))]
     new = [o for o in options[what] if o != getattr(who, what)]
     return replace(who, **{what: new[rng.integers(len(new))]}), what
@@ -825,7 +840,8 @@ def make_people(
 ) -> tuple: # list of n `Person`; list of n (position of the twin or -1, attribute that differs or 'none')
     "Draw identities, some of them twins"
     test = np.zeros(n, bool) if test is None else np.asarray(test)
-    people, kin = [random_person(np.random.default_rng([seed, 1, i])) for i in range(n)], [(-1, 'none')] * n
+    people = [random_person(np.random.default_rng([seed, 1, i])) for i in range(n)]
+    kin = [(-1, 'none')] * n
     rng = np.random.default_rng([seed, 2])
     for half in (False, True):
         who = rng.permutation(np.flatnonzero(test == half)).tolist()
@@ -835,13 +851,14 @@ def make_people(
             kin[a], kin[b] = (b, what), (a, what)
     return people, kin
 
-# %% ../../nbs/data/15_synth.ipynb #c5a4ab54c
+# %% ../../nbs/data/15_synth.ipynb #b93c1298
 def _rng(o, *key): # the random stream of one thing
     return np.random.default_rng([o['seed'], *(int(k) + 2 for k in key)])
 
 def _visit(o, rng, cam): # one walk past a camera
-    v = dict(yaw=cam.heading + 180. * (rng.random() < .5) + rng.normal(0, 20), phase=rng.random(), stride=.1 if rng.random() < .12 else rng.uniform(.6, 1.),
-             exposure=np.exp(rng.normal(0, .08)), place=rng.random(), pace=rng.uniform(.06, .1))
+    v = dict(yaw=cam.heading + 180. * (rng.random() < .5) + rng.normal(0, 20), phase=rng.random(),
+             stride=.1 if rng.random() < .12 else rng.uniform(.6, 1.), exposure=np.exp(rng.normal(0, .08)),
+             place=rng.random(), pace=rng.uniform(.06, .1))
     occluder, hide, side = str(rng.choice(OCCLUDERS[1:])), rng.random(), rng.choice([-1., 1.])
     at = side * (rng.uniform(.3, .75) if occluder in ('pillar', 'person') else rng.uniform(0, .6))
     return v | dict(occluder=occluder if hide < o['occlusion'] else 'none', at=at, side=side, when=int(rng.integers(1, 4)))
@@ -851,13 +868,13 @@ def _moment(o, rng, v, t): # picture `t` of a visit, as fields of a `Shot`
     off = dict(dx=rng.choice([-1, 1]) * rng.uniform(.14, .3), dy=rng.choice([-1, 1]) * rng.uniform(.05, .16), zoom=rng.uniform(.8, 1.3))
     at = v['at'] + v['side'] * .35 * (v['when'] - t) * o['tracklets'] # one walks past what is in front
     return {k: v[k] for k in ('stride', 'exposure')} | (off if rng.random() < o['bad_crops'] else box) | dict(
-        yaw=(v['yaw'] + 1.5 * t + 180) % 360 - 180, phase=(v['phase'] + v['pace'] * t) % 1, at=at, occluder=v['occluder'] if abs(at) < 1.5 else 'none',
-        place=np.clip(v['place'] + .006 * t * sin(radians(v['yaw'])), 0, 1))
+        yaw=(v['yaw'] + 1.5 * t + 180) % 360 - 180, phase=(v['phase'] + v['pace'] * t) % 1, at=at,
+        occluder=v['occluder'] if abs(at) < 1.5 else 'none', place=np.clip(v['place'] + .006 * t * sin(radians(v['yaw'])), 0, 1))
 
 def _piece(rng): # a box that holds only a piece of somebody
     return dict(zoom=rng.uniform(1.7, 2.6), dx=rng.normal(0, .2), dy=rng.choice([-1, 1]) * rng.uniform(.35, .6))
 
-# %% ../../nbs/data/15_synth.ipynb #b8ae3980
+# %% ../../nbs/data/15_synth.ipynb #ae1b71a8
 def _walkers(o): # all who walk past a camera: a dict of columns, the person, whether in the test half, and how often
     n, cams = o['n_ids'], range(o['n_cams'])
     test = np.zeros(n, bool)
@@ -867,7 +884,8 @@ def _walkers(o): # all who walk past a camera: a dict of columns, the person, wh
         rng, outfit = _rng(o, 2, i), [0] * len(cams)
         other = replace(who, **_clothes(rng))
         if rng.random() < o['clothes_change'] and len(cams) > 1: outfit = rng.permutation([0, 1, *rng.integers(0, 2, len(cams) - 2)]).tolist()
-        for c in cams: yield dict(pid=i + 1, cam=c, clothes=outfit[c], twin=twin + 1, twin_by=by), other if outfit[c] else who, test[i], o['per_cam']
+        for c in cams:
+            yield dict(pid=i + 1, cam=c, clothes=outfit[c], twin=twin + 1, twin_by=by), other if outfit[c] else who, test[i], o['per_cam']
     for pid, name in ((0, 'distractors'), (-1, 'junk')):
         for k in range(o[name]):
             yield dict(pid=pid, cam=k % len(cams), clothes=0, twin=0, twin_by='none'), random_person(_rng(o, 3, pid, k)), True, 1
@@ -889,12 +907,12 @@ def _plan(o, cams): # (row of the table, Shot) of every picture: all is settled 
                 frame = max(pid, 0) * 200 + k * max(25, n_frames) + t
                 path = f'{_FOLDERS[split]}/{"-1" if pid < 0 else f"{pid:04d}"}_c{c + 1}s1_{frame:06d}_00.jpg'
                 view = ('front', 'side', 'back', 'side')[int((m['yaw'] + 45) % 360 // 90)]
-                out.append((dict(path=path, split=split, dset='synth', tid=f'{pid}_{c}_{k}', frame=frame, **row, view=view, **m, **asdict(who)),
-                            Shot(who=who, cam=c, other=other, key=(o['seed'], pid + 2, c, k, t), **m)))
+                row_t = dict(path=path, split=split, dset='synth', tid=f'{pid}_{c}_{k}', frame=frame, **row, view=view, **m, **asdict(who))
+                out.append((row_t, Shot(who=who, cam=c, other=other, key=(o['seed'], pid + 2, c, k, t), **m)))
     return out
 
-# %% ../../nbs/data/15_synth.ipynb #b5adea09
-VERSION = 2 # of the drawings; goes into the hash, so that other drawings never mix
+# %% ../../nbs/data/15_synth.ipynb #b47c7f5f
+VERSION = 3 # of the drawings; goes into the hash, so that other drawings never mix
 
 def _read(root, tag): # the table of a finished folder; None where it is not there, not whole or of other options
     try: done = json.loads((root / 'synth.json').read_text())
@@ -931,13 +949,15 @@ def _draw_all(part, o, tag): # into an empty folder
 def _check_root(root, tag): # raise where `root` holds something else than half of what we are to draw
     if not root.exists() or not (names := sorted(os.listdir(root))): return
     if 'synth.json' in names and f'"tag": "{tag}"' in (root / 'synth.json').read_text(): return
-    if 'synth.json' not in names: raise ReidError(f'{root} holds what `synth_people` did not draw: {names[:3]}. Give another folder, or an empty one.')
-    raise ReidError(f'{root} holds people that were drawn with other options, see {root / "synth.json"}. Give another folder, or delete this one.')
+    if 'synth.json' in names:
+        raise ReidError(f'{root} holds people drawn with other options, see its synth.json. Give another folder, or delete this one.')
+    raise ReidError(f'{root} holds what `synth_people` did not draw: {names[:3]}. Give another folder, or an empty one.')
 
-# %% ../../nbs/data/15_synth.ipynb #c5ac48ce9
+# %% ../../nbs/data/15_synth.ipynb #c431846a1
 def _check_options(o):
     for k, low in dict(n_ids=4, n_cams=1, per_cam=2, distractors=0, junk=0, seed=0, n_frames=2).items():
-        if isinstance(o[k], bool) or not isinstance(o[k], (int, np.integer)) or o[k] < low: raise ValueError(f'`{k}` must be a whole number from {low}, not {o[k]!r}.')
+        if isinstance(o[k], bool) or not isinstance(o[k], (int, np.integer)) or o[k] < low:
+            raise ValueError(f'`{k}` must be a whole number from {low}, not {o[k]!r}.')
     for k in ('clothes_change', 'twins', 'occlusion', 'bad_crops'):
         if not 0 <= o[k] <= 1: raise ValueError(f'`{k}` is a share between 0 and 1, not {o[k]!r}.')
     if not 0 <= o['camera_effects'] <= 2: raise ValueError(f'`camera_effects` is a strength between 0 (neutral) and 2, not {o["camera_effects"]!r}.')
@@ -967,11 +987,13 @@ def synth_people(
     n_frames:int=8,            # pictures of a tracklet
 ) -> pd.DataFrame: # item table with a column per known factor; raises ValueError for bad options, `ReidError` where `root` holds something else
     "Draw a dataset in Market-1501's layout, or find it where it was drawn before"
-    o = dict(n_ids=n_ids, n_cams=n_cams, per_cam=(2 if tracklets else 5) if per_cam is None else per_cam, seed=seed, size=tuple(size), distractors=distractors,
-             junk=junk, clothes_change=float(clothes_change), twins=float(twins), occlusion=float(occlusion), bad_crops=float(bad_crops),
+    if per_cam is None: per_cam = 2 if tracklets else 5
+    o = dict(n_ids=n_ids, n_cams=n_cams, per_cam=per_cam, seed=seed, size=tuple(size), distractors=distractors, junk=junk,
+             clothes_change=float(clothes_change), twins=float(twins), occlusion=float(occlusion), bad_crops=float(bad_crops),
              camera_effects=float(camera_effects), background=bool(background), tracklets=bool(tracklets), n_frames=n_frames)
     _check_options(o)
-    tag = hashlib.sha1(json.dumps([VERSION, o], sort_keys=True, default=int).encode()).hexdigest()[:12]
+    o = {k: int(v) if isinstance(v, np.integer) else v for k, v in o.items()} | dict(size=[int(v) for v in size])
+    tag = hashlib.sha1(json.dumps([VERSION, o], sort_keys=True).encode()).hexdigest()[:12]
     cache = Path(os.environ.get('REID_NB_CACHE') or Path.home() / '.cache' / 'reid_nb') / 'synth' / tag
     root = cache if root is None else Path(root).absolute()
     if (df := _read(root, tag)) is None:
@@ -981,7 +1003,7 @@ def synth_people(
     df['path'] = [str(root / p) for p in df.path]
     return as_items(_by_tracklet(df) if tracklets else df)
 
-# %% ../../nbs/data/15_synth.ipynb #ccb3a03f
+# %% ../../nbs/data/15_synth.ipynb #b2c431b9
 def _ways(people, rng, h, w, n_frames): # per person: who, and x, depth, yaw, phase (n_frames,) of the way
     out, t = [], np.arange(n_frames)
     for who in people:
@@ -991,7 +1013,8 @@ def _ways(people, rng, h, w, n_frames): # per person: who, and x, depth, yaw, ph
         ahead = side * (1 - 2 * (turns % 2)) # 1 walks to our right
         drift = .12 * np.sin(2 * pi * (t / rng.uniform(90, 160) + rng.random()))
         yaw = np.degrees(np.arctan2(ahead * v, np.gradient(drift) * h))
-        out.append((who, w / 2 + ahead * (along - wide / 2), np.clip(depth + drift, 0, 1), yaw, (rng.random() + pace * t) % 1, stride * who.height**.5))
+        x, phase = w / 2 + ahead * (along - wide / 2), (rng.random() + pace * t) % 1
+        out.append((who, x, np.clip(depth + drift, 0, 1), yaw, phase, stride))
     return out
 
 def _stamp(frame, who, foot, height, yaw, phase, stride, cam): # draw somebody on an RGB frame; left, top, right, bottom in pixels
@@ -1023,13 +1046,14 @@ def _clip_frames(n_people, n_frames, seed, size, scene): # yields every frame, a
             if right - left > .3 * (x1 - x0): boxes.append((i + 1, left, y0, right, bottom))
         yield expose(frame, replace(cam, resolution=1., blur=cam.blur * 128 / h), np.random.default_rng([seed, 22, t])), sorted(boxes)
 
-# %% ../../nbs/data/15_synth.ipynb #aad29e7a
+# %% ../../nbs/data/15_synth.ipynb #f460a7bb
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv')
 
 @contextmanager
 def _film(path, size, fps): # yields a function that adds a frame to a video file
     try: import av
-    except ImportError as e: raise ImportError('To write a video, install PyAV: `pip install av`. A path without a suffix gives a folder of pictures and needs nothing.') from e
+    except ImportError as e:
+        raise ImportError('To write a video, install PyAV: `pip install av`. A folder of pictures needs nothing.') from e
     codec = 'libx264' if path.suffix != '.avi' and 'libx264' in av.codecs_available else 'mpeg4'
     with atomic_path(path) as part, av.open(str(part), 'w') as film:
         stream = film.add_stream(codec, rate=fps)
@@ -1053,14 +1077,17 @@ def synth_clip(
     size=(360, 640),   # (h,w) in pixels, even numbers
     fps:int=12,        # frames per second of a video file
     scene:int=0,       # which of `LOOKS`
-) -> Path: # the box file: gt.txt in the folder, or beside the video with its name and .gt.txt. Raises `ReidError` where a folder holds something else
+) -> Path: # the box file: gt.txt in the folder, or NAME.gt.txt beside the video; raises `ReidError` where a folder holds something else
     "Draw a clip of people who walk to and fro before a fixed camera, and write their boxes"
     if min(n_people, n_frames) < 1 or len(size) != 2 or min(size) < 64 or any(o % 2 for o in size):
-        raise ValueError(f'A clip needs people, frames and an even `size` (height, width) from 64 pixels, not n_people={n_people}, n_frames={n_frames}, size={size}.')
+        raise ValueError('A clip needs people, frames and an even `size` (height, width) from 64 pixels, '
+                         f'not n_people={n_people}, n_frames={n_frames}, size={size}.')
     path, frames = Path(path), _clip_frames(n_people, n_frames, seed, size, scene)
     if path.suffix.lower() in _VIDEOS:
         with _film(path, size, fps) as add: _write_clip(lambda t, im: add(im), out := path.with_suffix('.gt.txt'), frames)
         return out
-    if path.exists() and (names := os.listdir(path)) and 'gt.txt' not in names: raise ReidError(f'{path} holds what `synth_clip` did not draw: {sorted(names)[:3]}. Give another folder.')
-    with _whole_folder(path) as part: _write_clip(lambda t, im: im.save(part / f'{t:06d}.jpg', quality=88), part / 'gt.txt', frames)
+    if path.exists() and (names := os.listdir(path)) and 'gt.txt' not in names:
+        raise ReidError(f'{path} holds what `synth_clip` did not draw: {sorted(names)[:3]}. Give another folder.')
+    with _whole_folder(path) as part:
+        _write_clip(lambda t, im: im.save(part / f'{t:06d}.jpg', quality=88), part / 'gt.txt', frames)
     return path / 'gt.txt'
