@@ -66,7 +66,7 @@ class Person:
     bag:str = 'none'          # one of `BAGS`
     bag_colour:str = 'brown'
 
-# %% ../../nbs/data/15_synth.ipynb #a3ef44ec
+# %% ../../nbs/data/15_synth.ipynb #dd034783
 def _pick(rng, weights): # a key of `weights`
     w = np.fromiter(weights.values(), float)
     return list(weights)[int(np.searchsorted(np.cumsum(w / w.sum()), rng.random(), side='right'))]
@@ -87,8 +87,10 @@ def random_person(
     cropped = hair in ('buzz', 'short', 'bald')
     height = rng.uniform(.78, .86) if child else np.clip(rng.normal(.99, .045), .9, 1.09)
     return Person(height=round(float(height), 3), build=round(float(np.clip(rng.normal(1, .11), .82, 1.28)), 3),
-        skin=_pick(rng, dict.fromkeys(SKINS, 1)), hair=hair, hair_colour=_pick(rng, dict(black=5, umber=4, brown=4, auburn=2, blond=4, grey=2, white=1)),
-        hat=_pick(rng, HATS | dict(scarf=0 if cropped else 2)), hat_colour=_pick(rng, dict(red=2, navy=2, yellow=1, grey=2, green=1, white=1, black=2)), glasses=bool(rng.random() < .2),
+        skin=_pick(rng, dict.fromkeys(SKINS, 1)), hair=hair,
+        hair_colour=_pick(rng, dict(black=5, umber=4, brown=4, auburn=2, blond=4, grey=2, white=1)),
+        hat=_pick(rng, HATS | dict(scarf=0 if cropped else 2)),
+        hat_colour=_pick(rng, dict(red=2, navy=2, yellow=1, grey=2, green=1, white=1, black=2)), glasses=bool(rng.random() < .2),
         beard=bool(rng.random() < .4 and cropped and not child and clothes['bottom'] not in ('skirt', 'maxi')),
         bag=_pick(rng, BAGS), bag_colour=_pick(rng, dict(black=4, brown=3, red=2, navy=2, green=1, yellow=1, grey=2, pink=1)),
         **clothes)
@@ -953,14 +955,15 @@ def _check_root(root, tag): # raise where `root` holds something else than half 
         raise ReidError(f'{root} holds people drawn with other options, see its synth.json. Give another folder, or delete this one.')
     raise ReidError(f'{root} holds what `synth_people` did not draw: {names[:3]}. Give another folder, or an empty one.')
 
-# %% ../../nbs/data/15_synth.ipynb #c431846a1
+# %% ../../nbs/data/15_synth.ipynb #c619fc909
 def _check_options(o):
     for k, low in dict(n_ids=4, n_cams=1, per_cam=2, distractors=0, junk=0, seed=0, n_frames=2).items():
         if isinstance(o[k], bool) or not isinstance(o[k], (int, np.integer)) or o[k] < low:
             raise ValueError(f'`{k}` must be a whole number from {low}, not {o[k]!r}.')
     for k in ('clothes_change', 'twins', 'occlusion', 'bad_crops'):
         if not 0 <= o[k] <= 1: raise ValueError(f'`{k}` is a share between 0 and 1, not {o[k]!r}.')
-    if not 0 <= o['camera_effects'] <= 2: raise ValueError(f'`camera_effects` is a strength between 0 (neutral) and 2, not {o["camera_effects"]!r}.')
+    if not 0 <= o['camera_effects'] <= 2:
+        raise ValueError(f'`camera_effects` is a strength between 0 (neutral) and 2, not {o["camera_effects"]!r}.')
     if len(o['size']) != 2 or min(o['size']) < 16 or max(o['size']) > 1024:
         raise ValueError(f'`size` is (height, width), each from 16 to 1024 pixels, not {o["size"]!r}.')
 
