@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ReidColumns', 'TripletCallback', 'CenterLossCallback', 'ReidEvalCallback', 'SeedCallback', 'CheckpointCallback']
 
-# %% ../../nbs/train/15_callbacks.ipynb #bae08aff
+# %% ../../nbs/train/15_callbacks.ipynb #dedc9f25
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import CancelEpochException, CancelValidException
 from fastcore.foundation import L
@@ -33,22 +34,25 @@ class ReidColumns(Callback):
     def log(self, values): # one value for each column; nan where it was not measured
         if hasattr(self, 'recorder'): self.recorder.log += [float(o) for o in values]
 
-# %% ../../nbs/train/15_callbacks.ipynb #c060166ed
+# %% ../../nbs/train/15_callbacks.ipynb #a5bebac9
 class TripletCallback(ReidColumns):
     "Add `weight` times the batch-hard triplet loss of each head's feature, averaged over heads"
     order, columns = 51, ('triplet', 'active', 'd_pos', 'd_neg')
     def __init__(self,
-        margin:float=.3,  # in units of the Euclidean distance; None: soft margin
-        weight:float=1.,  # of the loss
-    ): self.margin, self.weight = margin, weight
+        margin:float=.3,      # in units of the Euclidean distance; None: soft margin
+        weight:float=1.,      # of the loss, once it is fully on
+        warmup:float=0.,      # share of the run over which the weight rises from 0, in [0,1]
+        normalize:bool=True,  # scale features to length 1 first, as the cosine does? Torchreid doesn't
+    ): self.margin, self.weight, self.warmup, self.normalize = margin, weight, warmup, normalize
 
     def before_train(self): self.seen = []
 
     def after_loss(self):
         if not self.training or not len(self.yb): return
-        pairs = [batch_hard(feat, self.y.as_subclass(torch.Tensor)) for feat, _ in _heads(self.pred)]
+        feats = [F.normalize(feat) if self.normalize else feat for feat, _ in _heads(self.pred)]
+        pairs = [batch_hard(feat, self.y.as_subclass(torch.Tensor)) for feat in feats]
         loss = torch.stack([triplet_loss(*o, self.margin) for o in pairs]).mean()
-        _add_loss(self.learn, self.weight * loss)
+        _add_loss(self.learn, self.weight * min(1., self.pct_train / self.warmup if self.warmup else 1.) * loss)
         stats = triplet_stats(*map(torch.cat, zip(*pairs)), self.margin)
         self.seen.append(torch.stack([loss.detach(), *(stats[o] for o in ('active', 'd_pos', 'd_neg'))]))
 

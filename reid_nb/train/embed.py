@@ -16,7 +16,7 @@ from ..core import ReidError, check_items, rows_of
 from ..data.block import image_dl, open_image
 from ..retrieve.results import ReidResults
 
-# %% ../../nbs/train/10_embed.ipynb #c952a4bea
+# %% ../../nbs/train/10_embed.ipynb #c307dec1c
 def _forward(model, x, flip): # features of a batch; with `flip`, the mean of both mirror images
     feat = model(x)
     return (feat + model(x.flip(-1))) / 2 if flip else feat
@@ -33,7 +33,7 @@ def embed_dl(
     model.eval()
     feats = []
     try:
-        for batch in progress_bar(dl, leave=False, display=progress):
+        for batch in progress_bar(dl, leave=False) if progress else dl:
             feats.append(_forward(model, to_device(batch, device)[0], flip))
             if not isinstance(feats[-1], torch.Tensor) or feats[-1].ndim != 2:
                 raise ReidError(f'In evaluation the model must return features (n,d), not {type(feats[-1]).__name__} {getattr(feats[-1], "shape", "")}.')
@@ -78,16 +78,18 @@ def evaluate_model(
     items = rows_of(check_items(items, paths='none', splits=('query', 'gallery'), overlap=True), 'query', 'gallery')
     return rank_items(embed_items(model, items, size, **kwargs), items, protocol, metric)
 
-# %% ../../nbs/train/10_embed.ipynb #c006993db
+# %% ../../nbs/train/10_embed.ipynb #c03fb944b
 def color_histograms(
     items:pd.DataFrame, # item table; only its paths are used
-    bins:int=6,         # for each of the three colours
-    stripes:int=3,      # parts from head to foot
+    bins:int=4,         # for each of the three colours
+    stripes:int=6,      # parts from head to foot
+    middle:float=.5,    # share of the width that is looked at, in (0,1]; the rest is mostly background
 ) -> np.ndarray: # (rows, stripes·bins³) float32, the square roots of shares: cosine of two rows is their Bhattacharyya coefficient
     "Compute a colour histogram of each image"
     out = np.empty((len(items), stripes, bins ** 3), np.float32)
     for row, path in zip(out, items.path):
         rgb = np.asarray(open_image(path), np.int64) * bins // 256
-        code = (rgb[..., 0] * bins + rgb[..., 1]) * bins + rgb[..., 2]
+        edge = round(rgb.shape[1] * (1 - middle) / 2)
+        code = (rgb @ [bins * bins, bins, 1])[:, edge:rgb.shape[1] - edge]
         for stripe, part in zip(row, np.array_split(code, stripes)): stripe[:] = np.bincount(part.ravel(), minlength=bins ** 3) / part.size
     return np.sqrt(out.reshape(len(items), -1) / stripes)
