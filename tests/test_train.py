@@ -29,12 +29,17 @@ learn.logger = Log()
 with learn.no_bar(): learn.fit_one_cycle(5, 1e-3, cbs=CheckpointCallback(folder/'last.pth'))
 weights = float(sum(p.double().abs().sum() for p in learn.model.state_dict().values()))
 centers = float(learn.center_loss.losses[0].centers.double().abs().sum())
-(folder/'end.json').write_text(json.dumps([learn.recorder.values, learn.recorder.losses, weights, centers], default=float))
+(folder/'end.json').write_text(json.dumps([[list(map(float, o)) for o in learn.recorder.values], list(map(float, learn.recorder.losses)), weights, centers]))
 '''
 
 
 def start(folder):
     return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', RUN, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def finish(p):
+    with p: p.communicate()
+    return p.returncode
 
 
 @pytest.fixture(scope='module')
@@ -46,16 +51,16 @@ def dls(tmp_path_factory):
 def test_a_killed_run_ends_as_an_unbroken_one(tmp_path):
     whole, broken = tmp_path/'whole', tmp_path/'broken'
     whole.mkdir(), broken.mkdir()
-    assert start(whole).wait() == 0
+    assert finish(start(whole)) == 0
     for lines, pause in ((1, .05), (2, .3)): # kill -9 shortly after the first and (having gone on) the second epoch that it shows
         p = start(broken)
         for _ in range(lines): p.stdout.readline()
         time.sleep(pause)
         p.send_signal(signal.SIGKILL)
-        p.wait()
+        finish(p)
         assert not (broken/'end.json').exists(), 'it was over before it could be killed'
     assert (broken/'last.pth').exists()
-    assert start(broken).wait() == 0
+    assert finish(start(broken)) == 0
     assert json.loads((broken/'end.json').read_text()) == json.loads((whole/'end.json').read_text())
     assert sorted(o.name for o in broken.iterdir() if not o.name.startswith('.')) == ['end.json', 'last.pth']
 
