@@ -47,7 +47,7 @@ def hardest(
     anchor = pos.any(1).nonzero()[:, 0]
     return anchor, far[anchor], near[anchor]
 
-# %% ../nbs/50_losses.ipynb #c0c6a429a
+# %% ../nbs/50_losses.ipynb #c2fb4e58c
 def _distance(a, b): # Euclidean, row by row
     return (a - b).pow(2).sum(1).clamp(min=1e-12).sqrt()
 
@@ -58,7 +58,8 @@ def batch_hard(
     "Measure the distance of every anchor to its hardest positive and hardest negative"
     a, far, near = hardest(feat, pid)
     x = _plain(feat)
-    return _distance(x[a], x[far]), _distance(x[a], x[near])
+    a, far, near = (F.embedding(o, x) for o in (a, far, near)) # x[a] would add up its gradient in an order that changes from run to run
+    return _distance(a, far), _distance(a, near)
 
 def triplet_loss(
     d_pos:torch.Tensor,      # (m,) distances to the hardest positive

@@ -113,3 +113,15 @@ def test_center_gradient_by_hand():
     assert torch.allclose(x.grad, 2 * (X - c[PIDS]) / 8, atol=1e-6)
     want = torch.stack([-2 * (X[PIDS == k] - c[k]).sum(0) / 8 for k in range(5)])
     assert torch.allclose(center.centers.grad, want, atol=1e-6)
+
+
+def test_the_gradient_is_the_same_each_time(): # sums over repeated rows must not depend on the order of threads
+    torch.manual_seed(0)
+    pid = torch.arange(64) // 4
+    start = torch.randn(64, 1024)
+    def grad():
+        feat = start.clone().requires_grad_()
+        batch_hard_triplet(feat, pid, margin=None).backward()
+        return feat.grad
+    first = grad()
+    assert all(torch.equal(grad(), first) for _ in range(30))
