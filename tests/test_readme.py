@@ -7,13 +7,14 @@ from readme import from_top, readme
 COMMANDS = ['python -m pip install -e ".[lab]" && reid_nb quickstart', 'python -m pip install -e ".[dev]" && pytest']
 
 
-# What a reader has beside the code: `photos`, a folder for each person, with the camera in the file's name
+# What a reader has beside the code: `photos`, a folder for each person, with the camera in the file's name; a video and its boxes
 SCENE = """
 from pathlib import Path
-from reid_nb.data.synth import synth_people
+from reid_nb.data.synth import synth_clip, synth_people
 for i, o in enumerate(synth_people('drawn', n_ids=32, n_cams=3, per_cam=4, distractors=0, junk=0).itertuples()):
     Path(f'photos/visitor {o.pid:02}').mkdir(parents=True, exist_ok=True)
     Path(o.path).rename(f'photos/visitor {o.pid:02}/cam{o.cam} {i}.jpg')
+synth_clip('video.mp4', n_people=16, n_frames=120).rename('boxes.txt')
 """
 
 
