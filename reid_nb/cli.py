@@ -49,7 +49,7 @@ def stats(
     check_items(table, paths=paths)
     _say(items_stats(table))
 
-# %% ../nbs/90_cli.ipynb #c5dd13a5e
+# %% ../nbs/90_cli.ipynb #c89292615
 def crop(
     video:str,               # video file, or folder of frames
     boxes:str,               # MOTChallenge text or CSV: frame, id, left, top, width, height …
@@ -58,7 +58,7 @@ def crop(
     every:int=1,             # take every n-th frame of a person
     min_height:int=48,       # pixels
     min_width:int=16,        # pixels
-    min_visibility:float=.3, # share of a box that no nearer person covers, in [0,1]
+    min_visibility:float=.5, # share of a box that no nearer person covers, in [0,1]
     test:float=.5,           # share of the people kept for testing
     seed:int=0,              # of that choice
 ):

@@ -43,7 +43,7 @@ def _try_result(answer): # a ReidResults with Rank-1 of at least 0.75 on the def
     if len(answer.query) < 200: return f'{len(answer.query)} queries are too few to tell. Use the default `synth_people()`.'
     if answer.metrics['rank1'] < .75: return f'Rank-1 is {answer.metrics["rank1"]:.3f}; 0.75 is asked for.'
 
-# %% ../nbs/85_course.ipynb #fc8cc1af
+# %% ../nbs/85_course.ipynb #c0ceb0911
 EXERCISES = {
     '1.1': Exercise('Write `rank1(dist, q_pid, g_pid, q_cam, g_cam)`: the share of queries whose nearest gallery picture shows the same person. Pictures of the same person from the '
                     'query\'s own camera don\'t count at all.', _try_rank1,
@@ -52,8 +52,8 @@ EXERCISES = {
                      'For query i: gone = (g_pid == q_pid[i]) & (g_cam == q_cam[i]); the nearest is np.where(gone, np.inf, dist[i]).argmin().')),
     '1.2': Exercise('Train a model that finds more than three quarters of the unseen people at Rank-1, in at most 8 epochs, and pass `learn.evaluate()`.', _try_result,
                     ('Look at the pictures that go wrong: what differs between a query and its first answer?',
-                     'Cameras differ in colour. Which augmentation makes a model care less about that? And is the learning rate as high as it can be?',
-                     'tfms=reid_tfms(jitter=.5) for the loaders, TripletCallback() for the learner, fit_one_cycle(8, 5e-3).')),
+                     'Eight epochs are few steps. What makes more of them out of the same pictures? And the triplet loss pulls hard at a network that knows nothing yet.',
+                     'Batches half as large: p=8, k=4, tfms=reid_tfms(jitter=.5) for the loaders; cbs=TripletCallback(warmup=.5) for the learner; fit_one_cycle(8, 5e-3).')),
 }
 
 # %% ../nbs/85_course.ipynb #fbddeb1b
