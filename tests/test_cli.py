@@ -20,7 +20,7 @@ def run(*args, cwd=None): # (exit code, what it printed, what it complained abou
 @pytest.mark.parametrize('name', COMMANDS)
 def test_help_says_what_the_function_says(name):
     code, out, err = run(name, '--help')
-    assert code == 0 and COMMANDS[name].__doc__ in out
+    assert code == 0 and COMMANDS[name].__doc__ in ' '.join(out.split())
     assert {'quickstart': '--epochs', 'stats': '--paths', 'crop': '--sessions', 'train': '--margin', 'evaluate': '--protocol'}[name] in out
 
 
