@@ -15,20 +15,22 @@ from pathlib import Path
 from . import __version__
 from .core import ReidError, atomic_path, check_items, items_stats, rows_of
 
-# %% ../nbs/90_cli.ipynb #c6708db37
+# %% ../nbs/90_cli.ipynb #f7d3c062
 def read_items(
     source:str,      # a CSV file, a folder in Market-1501 layout, or a folder with one sub-folder for each person
     test:float=.5,   # share of the identities kept for testing, where `source` has no splits
     seed:int=0,      # of that choice
-): # an item table with the splits train, query and gallery; raises `ReidError` or `FileNotFoundError`
+    cams:str=None,   # where a folder's file names hold the camera: a regular expression with one group
+): # an item table with at least query and gallery rows; raises `ReidError` or `FileNotFoundError`
     "Read an item table from wherever it is"
     from reid_nb.data.datasets import items_from_csv, items_from_folder, market1501, split_by_pid
     source = Path(source)
     if not source.exists(): raise FileNotFoundError(f'{source} does not exist. Pass a CSV file or a folder of images.')
     if source.is_file(): items = items_from_csv(source)
     elif any(source.rglob('bounding_box_train')): items = market1501(source, check='market' in source.resolve().name.lower())
-    else: items = items_from_folder(source)
-    return items if {'train', 'query', 'gallery'} <= set(items.split) else split_by_pid(items, test=test, seed=seed)
+    else: items = items_from_folder(source, cams=cams)
+    if items.cam.isna().all(): warnings.warn('No cameras are known, so every other image of a person counts as a match. `--cams` says where file names hold them.')
+    return items if {'query', 'gallery'} & set(items.split) else split_by_pid(items, test=test, seed=seed)
 
 # %% ../nbs/90_cli.ipynb #c8be9ed68
 def _say(*parts): # to the terminal, at once
@@ -39,17 +41,23 @@ def _compare(results): # {name: ReidResults} side by side
     rows = {name: [res.cmc[0], res.cmc[min(4, len(res.cmc) - 1)], res.cmc[min(9, len(res.cmc) - 1)], res.metrics['mAP'], res.metrics['mINP']] for name, res in results.items()}
     return pd.DataFrame(rows, index=['Rank-1', 'Rank-5', 'Rank-10', 'mAP', 'mINP']).T.round(3)
 
-# %% ../nbs/90_cli.ipynb #c3683e03d
+# %% ../nbs/90_cli.ipynb #e2aadf5e
+def _write_items(table, csv): # an item table as CSV, with whole paths; the file
+    with atomic_path(csv) as p: table.assign(path=[Path(o).resolve() for o in table.path]).to_csv(p, index=False)
+    return csv
+
+# %% ../nbs/90_cli.ipynb #f2d53f43
 def stats(
     items:str,           # CSV file, folder in Market-1501 layout, or folder with one sub-folder for each person
     paths:str='sample',  # open 'all' files, an evenly spaced 'sample', or 'none'
+    cams:str=None,       # where a folder's file names hold the camera: a regular expression with one group
 ):
     "Check a dataset and count its identities, images and cameras"
-    table = read_items(items)
-    check_items(table, paths=paths)
+    table = read_items(items, cams=cams)
+    check_items(table, paths=paths, splits=('query', 'gallery'))
     _say(items_stats(table))
 
-# %% ../nbs/90_cli.ipynb #c89292615
+# %% ../nbs/90_cli.ipynb #d5e53222
 def crop(
     video:str,               # video file, or folder of frames
     boxes:str,               # MOTChallenge text or CSV: frame, id, left, top, width, height …
@@ -68,11 +76,10 @@ def crop(
     table = crop_tracks(video, boxes, Path(out) / 'images', min_size=(min_height, min_width), every=every, min_visibility=min_visibility,
                         sessions=sessions if sessions > 1 else None)
     table = split_by_pid(table, test=test, seed=seed)
-    csv = Path(out) / 'items.csv'
-    with atomic_path(csv) as p: table.assign(path=[Path(o).resolve() for o in table.path]).to_csv(p, index=False)
+    csv = _write_items(table, Path(out) / 'items.csv')
     _say(items_stats(table), f'Wrote {csv}. Next: reid_nb train {csv}')
 
-# %% ../nbs/90_cli.ipynb #c9756aa3d
+# %% ../nbs/90_cli.ipynb #c87eb4a65
 def train(
     items:str,              # CSV file, folder in Market-1501 layout, or folder with one sub-folder for each person
     out:str='run',          # folder for model, results and report; run again after a crash, it goes on where it stopped
@@ -89,21 +96,25 @@ def train(
     erase:float=0.,         # probability of random erasing, in [0,1]
     jitter:float=0.,        # probability of a change of colour, in [0,1]
     weights:str=None,       # checkpoint to start from
+    cams:str=None,          # where a folder's file names hold the camera: a regular expression with one group
     workers:int=0,          # processes that read images
-    seed:int=0,             # the same seed gives the same figures
+    seed:int=0,             # the same seed gives the same figures, and the same split of a folder
 ):
     "Train a model, evaluate it and write a report"
+    options = {k: v for k, v in locals().items() if k not in ('out', 'workers', 'epochs')}
     from reid_nb.data.augment import reid_tfms
     from reid_nb.data.block import ReidDataLoaders
     from reid_nb.train.callbacks import CenterLossCallback, CheckpointCallback, TripletCallback
     from reid_nb.train.learner import reid_learner, save_run
-    table = check_items(read_items(items, seed=seed))
+    table = check_items(read_items(items, seed=seed, cams=cams))
     _say(items_stats(table))
+    if (last := Path(out) / 'last.pth').exists(): _say(f'Going on from {last}')
     dls = ReidDataLoaders.from_items(table, size=(height, width), p=p, k=k, tfms=reid_tfms(erase=erase, jitter=jitter), num_workers=workers, path=out)
     cbs = [TripletCallback(margin, triplet)] * bool(triplet) + [CenterLossCallback(center)] * bool(center)
     learn = reid_learner(dls, model, cbs=cbs, weights=weights, seed=seed)
-    learn.fit_one_cycle(epochs, lr, cbs=CheckpointCallback(Path(out) / 'last.pth'))
+    learn.fit_one_cycle(epochs, lr, cbs=CheckpointCallback(last, options=options))
     save_run(learn, out)
+    _write_items(table, Path(out) / 'items.csv')
     _report(Path(out), {'trained': learn.evaluate()}, table)
 
 # %% ../nbs/90_cli.ipynb #c7653b150
@@ -125,9 +136,9 @@ def _report(out, results, table): # files of a run: results, a picture of rankin
     plt.close('all')
     _say('', table_of_all)
 
-# %% ../nbs/90_cli.ipynb #c5db6a1d9
+# %% ../nbs/90_cli.ipynb #c0262c647
 def evaluate(
-    items:str,              # CSV file, folder in Market-1501 layout, or folder with one sub-folder for each person
+    items:str,              # as for `train`, which writes the split that it used: OUT/items.csv
     weights:str,            # folder that `train` or `quickstart` wrote, or a checkpoint file
     out:str='evaluation',   # folder for results and report
     model:str='osnet_x0_25', # what the checkpoint file is of; a folder knows
@@ -136,17 +147,28 @@ def evaluate(
     protocol:str='market',  # 'market': no match from the query's own camera counts; 'all': every other image
     metric:str='cosine',    # 'cosine', 'euclidean' or 'sqeuclidean'
     flip:bool=False,        # average with the mirror image's feature?
+    cams:str=None,          # where a folder's file names hold the camera: a regular expression with one group
+    seed:int=0,             # of the split, where `items` has none; take the one that `train` had
 ):
     "Evaluate a trained model or a checkpoint, without training"
-    from reid_nb.models.zoo import create_model, load_weights
+    from reid_nb.models.zoo import load_weights
     from reid_nb.train.embed import evaluate_model
-    from reid_nb.train.learner import load_run
+    from reid_nb.train.learner import load_run, make_model
     if not (source := Path(weights)).exists(): raise FileNotFoundError(f'{weights} does not exist. Pass a folder that `reid_nb train` wrote, or a checkpoint file.')
     size = (height, width)
     if source.is_dir(): net, size = load_run(source)
-    else: load_weights(net := create_model(model, 2), source)
-    table = read_items(items)
+    else: load_weights(net := make_model(model, 2, size), source)
+    table = read_items(items, seed=seed, cams=cams)
+    _refuse_known(source, table)
     _report(Path(out), {source.name: evaluate_model(net, table, size, protocol, metric, flip=flip)}, table)
+
+# %% ../nbs/90_cli.ipynb #c3c82dc08
+def _refuse_known(run, table): # raise where people of the test were trained on, as far as a run's folder can tell
+    if not (csv := run / 'items.csv').exists(): return
+    from reid_nb.data.datasets import items_from_csv
+    def people(t): return set(zip(t.dset.astype(str), t.pid))
+    both = people(rows_of(items_from_csv(csv), 'train')) & people(rows_of(table, 'query'))
+    if both: raise ReidError(f'{run} was trained on {len(both)} of the people who are searched for, first {sorted(both)[:3]}. Evaluate {csv}, or pass the seed that it was trained with.')
 
 # %% ../nbs/90_cli.ipynb #c552d4cfd
 def quickstart(

@@ -6,7 +6,7 @@
 __all__ = ['open_image', 'ResizeTo', 'ReidImageBlock', 'PersonCategory', 'PIDBlock', 'reid_datasets', 'image_datasets',
            'image_dl', 'ReidDataLoaders', 'show_identities']
 
-# %% ../../nbs/data/40_block.ipynb #b6e388bc
+# %% ../../nbs/data/40_block.ipynb #e1394be7
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,7 +14,7 @@ import pandas as pd
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, ItemGetter, ToTensor
-from fastai.torch_core import TensorCategory, default_device
+from fastai.torch_core import TensorCategory, default_device, to_device
 from fastai.vision.core import PILImage
 from fastcore.basics import patch
 from fasttransform import ItemTransform, Transform
@@ -135,11 +135,11 @@ class ReidDataLoaders(DataLoaders):
         "Make an evaluation loader for `items`"
         return self.valid.new(image_datasets(items), **kwargs)
 
-# %% ../../nbs/data/40_block.ipynb #c14fa17cb
+# %% ../../nbs/data/40_block.ipynb #a689abb4
 def _first_batch(dl): # the rows of one training batch and its images, decoded to 0…255
     dl.before_iter()
     rows = dl.get_idxs()[:dl.p * dl.k]
-    b = dl.after_batch(dl.do_batch([dl.do_item(i) for i in rows]))
+    b = dl.after_batch(to_device(dl.do_batch([dl.do_item(i) for i in rows]), dl.device))
     return rows, dl.decode(b)[0]
 
 def show_identities(

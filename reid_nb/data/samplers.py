@@ -56,7 +56,7 @@ def n_pk_batches(
         lo, hi = (mid, hi) if np.minimum(n, mid).sum() >= p * mid else (lo, mid - 1)
     return lo
 
-# %% ../../nbs/data/30_samplers.ipynb #c69e134c4
+# %% ../../nbs/data/30_samplers.ipynb #c85e6367c
 class PKDataLoader(TfmdDL):
     "A `TfmdDL` whose batches hold `p` identities with `k` rows each"
     def __init__(self,
@@ -78,5 +78,5 @@ class PKDataLoader(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         plain = kwargs.get('shuffle') is False or (cls is not None and not issubclass(cls, PKDataLoader))
         if plain: return super().new(dataset, cls or TfmdDL, **kwargs)
-        labels = self.labels if dataset is None or len(dataset) == len(self.labels) else self.labels[:len(dataset)]
+        labels = self.labels[:0] if dataset is not None and not len(dataset) else self.labels # an exported learner carries no data
         return super().new(dataset, cls, **{'labels': labels, 'p': self.p, 'k': self.k, **kwargs})

@@ -20,16 +20,17 @@ from ..core import ReidError, atomic_path, seed_all
 from ..losses import CenterLoss, batch_hard, triplet_loss, triplet_stats
 from .embed import rank_items
 
-# %% ../../nbs/train/15_callbacks.ipynb #e150a760
+# %% ../../nbs/train/15_callbacks.ipynb #fdb1a262
 class ReidColumns(Callback):
     "Append columns to the training table"
-    order, columns = 51, () # names of the columns
+    order, columns, in_training = 51, (), True # names of the columns; are they known when training ends, or after validation?
 
     def before_fit(self):
         if not hasattr(self, 'recorder'): return
         names = list(self.recorder.metric_names)
         end = len(names) - bool(self.recorder.add_time)
-        self.recorder.metric_names = L(names[:end] + list(self.columns) + names[end:])
+        at = next((i for i, o in enumerate(names) if o.startswith('valid_')), end) if self.in_training else end
+        self.recorder.metric_names = L(names[:at] + list(self.columns) + names[at:])
 
     def log(self, values): # one value for each column; nan where it was not measured
         if hasattr(self, 'recorder'): self.recorder.log += [float(o) for o in values]
@@ -118,10 +119,10 @@ def _center_loss(centers): # a `CenterLoss` with given centers
     loss.centers = torch.nn.Parameter(centers.detach().clone())
     return loss
 
-# %% ../../nbs/train/15_callbacks.ipynb #c7f78cbd1
+# %% ../../nbs/train/15_callbacks.ipynb #c8b9de8a0
 class ReidEvalCallback(ReidColumns):
     "Rank the gallery for every query at epoch ends; put Rank-1, mAP and mINP into the training table"
-    order, columns = 53, ('rank1', 'mAP', 'mINP')
+    order, columns, in_training = 53, ('rank1', 'mAP', 'mINP'), False
     def __init__(self,
         protocol='market',     # as in `rank_stats`
         metric:str='cosine',   # distance of features
@@ -163,14 +164,15 @@ class SeedCallback(Callback):
         seed_all(number)
         self.dls.train.rng = random.Random(number)
 
-# %% ../../nbs/train/15_callbacks.ipynb #c3361c785
+# %% ../../nbs/train/15_callbacks.ipynb #c31252637
 class CheckpointCallback(Callback):
     "Write `path` after each epoch, and go on from it when it is there"
     order = 70 # after the Recorder and the progress bar; where fastai's own `SkipToEpoch` stands
     def __init__(self,
         path,              # file to write, such as 'run/last.pth'
         resume:bool=True,  # go on from `path` if it exists? otherwise begin anew and overwrite it
-    ): self.path, self.resume, self.done = Path(path), resume, []
+        options:dict=None, # what the run depends on, as numbers and text; a file with other options is not gone on from
+    ): self.path, self.resume, self.options, self.done = Path(path), resume, dict(options or {}), []
 
     def before_fit(self):
         self.run_fit = self.learn.create_mbar and not hasattr(self, 'lr_finder') # validate, get_preds and lr_find are no runs
@@ -183,20 +185,22 @@ class CheckpointCallback(Callback):
         if self.epoch < len(self.done): self.recorder.log = L([self.epoch, *self.done[self.epoch]])
 
     def after_epoch(self):
+        if self.run_fit and self.epoch < len(self.done): self.recorder.iters[-1] = self.iters[self.epoch]
         if not self.run_fit or self.epoch < len(self.done): return
         rec, loss = self.recorder, self.recorder.smooth_loss
-        state = dict(model=self.learn.model.state_dict(), opt=self.learn.opt.state_dict(), n_epoch=self.n_epoch,
+        state = dict(model=self.learn.model.state_dict(), opt=self.learn.opt.state_dict(), n_epoch=self.n_epoch, options=self.options,
                      values=[[float(v) for v in row] for row in rec.values], lrs=[float(o) for o in rec.lrs], losses=[float(o) for o in rec.losses],
-                     iters=list(rec.iters) + [loss.count], smooth=(loss.val, loss.count))
+                     iters=list(rec.iters), smooth=(loss.val, loss.count))
         with atomic_path(self.path) as p: torch.save(_plain(state), p)
 
     def _load(self): # restore the learner; the table's rows that are done
         state = _read_checkpoint(self.path)
-        if state['n_epoch'] != self.n_epoch:
-            raise ReidError(f'{self.path} is from a run of {state["n_epoch"]} epochs, this one has {self.n_epoch}. Pass another path, or resume=False to begin anew.')
+        was, now = dict(state['options'], epochs=state['n_epoch']), dict(self.options, epochs=self.n_epoch)
+        if other := [f'{k} was {was.get(k)} and is {now.get(k)}' for k in sorted(was | now) if was.get(k) != now.get(k)]:
+            raise ReidError(f'{self.path} is from another run: {"; ".join(other)}. Pass another path, or remove the file to begin anew.')
         self.learn.model.load_state_dict(state['model'])
         self.learn.opt.load_state_dict(_to_device(state['opt'], self.dls.device))
-        rec = self.recorder
+        rec, self.iters = self.recorder, state['iters']
         rec.lrs, rec.losses, (rec.smooth_loss.val, rec.smooth_loss.count) = state['lrs'], state['losses'], state['smooth']
         return state['values']
 
