@@ -4,8 +4,10 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
   'syms': { 'reid_nb.cli': { 'reid_nb.cli._compare': ('cli.html#_compare', 'reid_nb/cli.py'),
                              'reid_nb.cli._one_line': ('cli.html#_one_line', 'reid_nb/cli.py'),
                              'reid_nb.cli._overview': ('cli.html#_overview', 'reid_nb/cli.py'),
+                             'reid_nb.cli._refuse_known': ('cli.html#_refuse_known', 'reid_nb/cli.py'),
                              'reid_nb.cli._report': ('cli.html#_report', 'reid_nb/cli.py'),
                              'reid_nb.cli._say': ('cli.html#_say', 'reid_nb/cli.py'),
+                             'reid_nb.cli._write_items': ('cli.html#_write_items', 'reid_nb/cli.py'),
                              'reid_nb.cli.crop': ('cli.html#crop', 'reid_nb/cli.py'),
                              'reid_nb.cli.evaluate': ('cli.html#evaluate', 'reid_nb/cli.py'),
                              'reid_nb.cli.main': ('cli.html#main', 'reid_nb/cli.py'),
@@ -656,6 +658,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'reid_nb.train.learner.Learner.evaluate': ( 'train/learner.html#learner.evaluate',
                                                                                    'reid_nb/train/learner.py'),
                                        'reid_nb.train.learner.load_run': ('train/learner.html#load_run', 'reid_nb/train/learner.py'),
+                                       'reid_nb.train.learner.make_model': ('train/learner.html#make_model', 'reid_nb/train/learner.py'),
                                        'reid_nb.train.learner.reid_learner': ( 'train/learner.html#reid_learner',
                                                                                'reid_nb/train/learner.py'),
                                        'reid_nb.train.learner.save_run': ('train/learner.html#save_run', 'reid_nb/train/learner.py')}}}
