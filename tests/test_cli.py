@@ -57,6 +57,22 @@ def test_crop_train_evaluate(tmp_path):
     assert page.count('data:image/png;base64,') == 4 and 'src="http' not in page
 
 
+def test_people_who_were_trained_on_and_other_options_are_refused(tmp_path):
+    for o in synth_people(tmp_path/'drawn', n_ids=16, n_cams=2, per_cam=2, distractors=0, junk=0).itertuples():
+        (tmp_path/f'photos/{o.pid}').mkdir(parents=True, exist_ok=True)
+        Path(o.path).rename(tmp_path/f'photos/{o.pid}/cam{o.cam}_{Path(o.path).name}')
+    photos = tmp_path/'photos', '--cams', r'cam(\d)'
+    train = 'train', *photos, '--out', tmp_path/'run', '--seed', 1, '--epochs', 1, '--p', 4, '--height', 64, '--width', 32
+    assert (res := run(*train))[0] == 0, res[2]
+    code, out, err = run('evaluate', photos[0], tmp_path/'run', *photos[1:], '--out', tmp_path/'e', '--seed', 0)
+    assert code == 1 and 'was trained on' in err and err.count('\n') == 1
+    for items in ((photos[0], tmp_path/'run', *photos[1:], '--seed', 1), (tmp_path/'run/items.csv', tmp_path/'run')):
+        assert (res := run('evaluate', *items, '--out', tmp_path/'e'))[0] == 0, res[2]
+    code, out, err = run(*train, '--lr', .001)
+    assert code == 1 and 'lr was 0.0035 and is 0.001' in err
+    assert (res := run(*train))[0] == 0 and 'Going on from' in res[1]
+
+
 def test_quickstart_twice_gives_the_same_figures(tmp_path):
     figures = []
     for o in ('a', 'b'):
