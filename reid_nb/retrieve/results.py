@@ -32,7 +32,7 @@ def _person_codes(query, gallery): # whole numbers that name a person; -1 stays 
     code = np.where(both.pid == -1, -1, both.groupby(['dset', 'pid']).ngroup())
     return code[:len(q)], code[len(q):]
 
-# %% ../../nbs/retrieve/45_results.ipynb #c64d40200
+# %% ../../nbs/retrieve/45_results.ipynb #dce7f7cb
 class ReidResults:
     "What came of ranking `gallery` for each row of `query`: figures, closest items and, if kept, features"
     def __init__(self, query, gallery, stats, near, metric, q_feat=None, g_feat=None):
@@ -41,8 +41,8 @@ class ReidResults:
         self.near = near                          # (n_q, topk) arrays: `kept_row` and `kept_dist`; with removed items `all_row` and `all_dist`
         self.q_feat, self.g_feat = q_feat, g_feat # (n, d) float32, or None
         self._ready = None                        # gallery features made ready, once they are needed
-        self._who = dict(zip(('query', 'gallery'), _person_codes(query, gallery)))
-        self._cam = {k: o.cam.to_numpy(float, na_value=np.nan) for k, o in (('query', query), ('gallery', gallery))}
+        self.person = dict(zip(('query', 'gallery'), _person_codes(query, gallery))) # (n,) whole numbers by side: who is who, -1 is junk
+        self.camera = {k: o.cam.to_numpy(float, na_value=np.nan) for k, o in (('query', query), ('gallery', gallery))} # (n,) by side, nan where unknown
 
     @property
     def protocol(self): return self.stats.protocol
@@ -110,6 +110,33 @@ def from_dist(cls:ReidResults,
     query, gallery = _tidy(query, 'query'), _tidy(gallery, 'gallery')
     return cls(query, gallery, *_walk(as_array(dist), query, gallery, protocol, None, topk), metric)
 
+# %% ../../nbs/retrieve/45_results.ipynb #c44cabc1e
+def _table_of(name, pid, cam, path, more): # an item table from arrays; pictures without a name are numbered
+    pid = as_array(pid)
+    path = [f'{name} {i}' for i in range(len(pid))] if path is None else [str(o) for o in path]
+    cols = dict(path=path, pid=pid, cam=[pd.NA] * len(pid) if cam is None else as_array(cam), **(more or {}))
+    if odd := {k: len(v) for k, v in cols.items() if len(v) != len(pid)}:
+        raise ReidError(f'There are {len(pid)} {name} identities; other columns have other lengths: {odd}.')
+    return pd.DataFrame(cols)
+
+@patch
+def from_arrays(cls:ReidResults,
+    dist_or_feats, # (n_q, n_g) distances, or a tuple of features (n_q, d) and (n_g, d)
+    q_pid,         # (n_q,) identities, whole numbers
+    g_pid,         # (n_g,) identities; -1 is junk
+    q_cam=None,    # (n_q,) cameras, NaN where unknown
+    g_cam=None,    # (n_g,) cameras
+    q_path=None,   # (n_q,) names of the pictures; a gallery item of the same name is the query itself
+    g_path=None,   # (n_g,) the same
+    q_more=None,   # dict of further columns of the query table
+    g_more=None,   # dict of further columns of the gallery table
+    **kw,          # of `from_feats` or `from_dist`
+) -> 'ReidResults': # raises as `from_feats`
+    "The same from arrays alone; the tables are made of them"
+    query, gallery = _table_of('query', q_pid, q_cam, q_path, q_more), _table_of('gallery', g_pid, g_cam, g_path, g_more)
+    if isinstance(dist_or_feats, tuple): return cls.from_feats(*dist_or_feats, query, gallery, **kw)
+    return cls.from_dist(dist_or_feats, query, gallery, **kw)
+
 # %% ../../nbs/retrieve/45_results.ipynb #c45e9c54e
 @patch
 def worst(self:ReidResults,
@@ -123,15 +150,15 @@ def failures(self:ReidResults) -> pd.DataFrame: # rows of `per_query`
     "The valid queries whose first place is wrong"
     return self.per_query[self.stats.valid & (self.stats.first > 1)]
 
-# %% ../../nbs/retrieve/45_results.ipynb #b5e5f462
+# %% ../../nbs/retrieve/45_results.ipynb #c4b77150f
 REMOVED = ('same_cam', 'junk', 'self') # kinds of items that take no part
 
 @patch
 def _kinds(self:ReidResults, i, source, rows): # what each of the gallery's `rows` is to row `i` of `source`
-    same = self._who['gallery'][rows] == self._who[source][i]
+    same = self.person['gallery'][rows] == self.person[source][i]
     kind = np.where(same, 'match', 'wrong').astype(object)
-    if self.protocol == 'market': kind[same & (self._cam['gallery'][rows] == self._cam[source][i])] = 'same_cam'
-    kind[self._who['gallery'][rows] == -1] = 'junk'
+    if self.protocol == 'market': kind[same & (self.camera['gallery'][rows] == self.camera[source][i])] = 'same_cam'
+    kind[self.person['gallery'][rows] == -1] = 'junk'
     kind[self.gallery.path.to_numpy()[rows] == getattr(self, source).path[i]] = 'self'
     return kind
 

@@ -297,7 +297,7 @@ patch_to(ReidResults)(plot_cmc)
 # %% ../../nbs/show/10_plots.ipynb #a8539520
 def _blocks(res, block): # for some queries at a time: (b, n_g) distances, which pairs count, and which are the same person
     if res.q_feat is None: raise ReidError('Distances of all pairs need the features, and these results hold none. Make them with `keep_feats=True`.')
-    (qp, gp), (qc, gc) = ([o['query'], o['gallery']] for o in (res._who, res._cam)) # as `ranking` knows persons and cameras
+    (qp, gp), (qc, gc) = ([o['query'], o['gallery']] for o in (res.person, res.camera)) # as `ranking` knows persons and cameras
     qi, gi = np.split(pd.factorize(pd.concat([res.query.path, res.gallery.path]))[0], [len(qp)])
     for a, dist in dist_blocks(res.q_feat, res.g_feat, res.metric, block):
         s = slice(a, a + len(dist))
