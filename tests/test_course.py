@@ -1,0 +1,170 @@
+"Every exercise of the course knows its right answer, and tells a reader who made a common mistake which one it was"
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from reid_nb import course
+from reid_nb.core import make_items
+from reid_nb.course import EXERCISES, PAIRS, camera_bound, check, hint, slider
+from reid_nb.retrieve.rank import rank_stats
+from reid_nb.retrieve.results import ReidResults
+
+
+def results(noise, n=220, protocol='market'): # people found the better, the less noise
+    rng = np.random.default_rng(0)
+    who = rng.normal(size=(n, 32))
+    tables = [make_items([f'{split}{i}.jpg' for i in range(n)], range(n), cam=cam, split=split) for cam, split in enumerate(('query', 'gallery'))]
+    return ReidResults.from_feats(*(who + noise * rng.normal(size=who.shape) for _ in range(2)), *tables, protocol=protocol)
+
+
+def rank1(dist, q_pid, g_pid, q_cam, g_cam):
+    gone = (g_pid == q_pid[:, None]) & (g_cam == q_cam[:, None])
+    return (g_pid[np.where(gone, np.inf, dist).argmin(1)] == q_pid).mean()
+
+def rank1_of_others(dist, q_pid, g_pid, q_cam, g_cam): return (g_pid[np.where(g_cam == q_cam[:, None], np.inf, dist).argmin(1)] == q_pid).mean()
+
+def ap(hits):
+    found, total = 0, 0
+    for place, hit in enumerate(hits, 1):
+        found += hit
+        if hit: total += found / place
+    return total / found
+
+def inp(hits): return hits.sum() / (np.flatnonzero(hits)[-1] + 1)
+
+def subtract_means(feats, cam):
+    for c in np.unique(cam): feats[cam == c] -= feats[cam == c].mean(0)
+    return feats
+
+def standardise(feats, cam): # right as well: another spread hurts nobody here
+    feats = subtract_means(feats, cam)
+    return feats / np.stack([feats[cam == c].std(0) for c in np.unique(cam)])[cam]
+
+def soon(q, g): return abs(q['time'] - g['time']) < 60
+def seen(q, g): return (q['pid'] == g['pid']) & (q['cam'] == g['cam'])
+
+def people(df): return set(zip(df.dset, df.pid))
+def leaked(items):
+    train = items.split == 'train'
+    return {o for o in people(items[train]) & people(items[~train]) if o[1] >= 0}
+
+
+RIGHT = [
+    ('1.1', rank1), ('1.2', results(.1)),
+    ('3.1', [(0, .5, .5), (1, .7, .4)]), ('3.1', np.array([[0, .5, .5], [1, .7, .4]])),
+    ('3.2', ap), ('3.3', inp),
+    ('3.4', lambda dist, match: [1 + (dist < t).sum() for t in dist[match]]),
+    ('3.4', lambda dist, match: (dist[:, None] <= dist[match]).sum(0)),
+    ('3.5', dict(best=1, worst=.0253)), ('3.6', ([1, 1, 0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 1, 0, 0, 0, 0, 0])),
+    ('4.1', subtract_means), ('4.1', standardise),
+    ('4.2', {0: [0, 3, 5], 1: [8, 3]}), ('4.2', {0: np.array([5, 3, 0]), 1: {3, 8}}),
+    ('4.3', lambda q, g: seen(q, g) & soon(q, g)),
+    ('4.4', leaked),
+]
+
+@pytest.mark.parametrize('number,answer', RIGHT)
+def test_a_right_answer_passes(number, answer): assert check(number, answer) == f'{number} is right.'
+
+def test_every_exercise_has_an_answer(): assert {o for o, _ in RIGHT} == set(EXERCISES)
+
+
+WRONG = [
+    ('1.1', lambda dist, q_pid, g_pid, q_cam, g_cam: (g_pid[dist.argmin(1)] == q_pid).mean(), 'what are the cameras for?'),
+    ('1.1', rank1_of_others, 'other people there stay'),
+    ('1.1', rank1(*course._toy_ranking(0)), 'Pass the function itself'),
+    ('1.1', lambda dist: 1, r'raises TypeError.*dist = \[\['),
+    ('1.2', 3, 'Pass what'), ('1.2', results(2.), 'Rank-1 is 0'), ('1.2', results(.1, 50), '50 queries are too few'),
+    ('1.2', results(.1, protocol='all'), "with the protocol 'all'"),
+    ('3.1', [(0, .5, .5)], 'both lists'), ('3.1', 'x', 'both lists'), ('3.1', None, 'both lists'),
+    ('3.1', [(1, .5, .5), (1, .7, .4)], r'CMC@1 of \(0, 1, 0, 1, 0\) is not 1'),
+    ('3.1', [(0, .5, .5), (1, .28, .4)], 'divided by the length'),
+    ('3.1', [(0, .5, .5), (1, .7, .2)], 'when the last one has'),
+    ('3.2', lambda hits: None, 'was `return` forgotten'),
+    ('3.2', lambda hits: (np.cumsum(hits) / np.arange(1, len(hits) + 1)).mean(), 'averaged the precision of every place'),
+    ('3.2', lambda hits: (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits == 1].sum() / len(hits), 'divided by the length of the list'),
+    ('3.2', lambda hits: hits.mean(), 'share of hits, wherever'),
+    ('3.2', lambda hits: np.mean(1 / (np.flatnonzero(hits) + 1)), 'two answers are right'),
+    ('3.2', lambda hits: 1 / 0, 'raises ZeroDivisionError: division by zero'),
+    ('3.2', inp, r'Your function returns .* is right\. The input:\nhits = \['), # no slip that is known
+    ('3.3', lambda hits: hits.mean(), 'Reading stops at the last hit'), ('3.3', ap, 'is right. The input'),
+    ('3.3', lambda hits: 1 / (np.flatnonzero(hits)[-1] + 1), 'how many are that'),
+    ('3.4', lambda dist, match: 1 + np.flatnonzero(match[np.argsort(dist)]), "can't be sorted"),
+    ('3.4', lambda dist, match: 1 + np.flatnonzero(match[dist.argsort()]), "can't be sorted"),
+    ('3.4', lambda dist, match: [(dist < t).sum() for t in dist[match]], 'The nearest item has rank 1'),
+    ('3.4', lambda dist, match: [1 + (dist > t).sum() for t in dist[match]], 'A smaller distance is closer'),
+    ('3.4', lambda dist, match: [1 + (dist[~match] < t).sum() for t in dist[match]], 'take places, too'),
+    ('3.5', .5, 'Pass a dict'), ('3.5', dict(best=1, worst=.04), 'at which ranks are the four'), ('3.5', dict(best=.04, worst=.0253), 'best is not 0.04'),
+    ('3.6', 7, 'two lists'), ('3.6', ([1, 1, 1], [0, 1, 0]), '10 places'), ('3.6', ([2, 1] + [0] * 8, [1] * 3 + [0] * 7), '3 of them 1'),
+    ('3.6', ([1, 1, 1] + [0] * 7, [0] * 7 + [1, 1, 1]), 'AP is 1.000 and'),
+    ('4.1', lambda feats, cam: feats, 'haven\'t seen, Rank-1'), ('4.1', lambda feats, cam: feats - feats.mean(0), 'The same shift'),
+    ('4.1', lambda feats, cam: feats / np.linalg.norm(feats, axis=1, keepdims=True), 'Rank-1 under market is 0.0'),
+    ('4.1', lambda feats, cam: feats[:5], r'shape \(5, 64\)'), ('4.1', lambda feats, cam: feats * np.nan, 'not finite'), ('4.1', lambda feats: feats, 'raises TypeError'),
+    ('4.1', np.zeros(3), 'Pass the function itself'),
+    ('4.2', {0: [0, 2, 3, 5], 1: [3, 8]}, 'row 2: think again. It stays, because another person stays'),
+    ('4.2', {0: [0, 3, 5], 1: [3, 6, 8]}, 'two unknown cameras'), ('4.2', {0: [0, 5], 1: [3, 8]}, 'junk never'), ('4.2', {0: [0, 3], 1: [3, 8]}, 'the query itself'),
+    ('4.2', {}, 'row 0: think again. It goes'), ('4.2', [1, 2], 'Pass a dict'), ('4.2', {0: 3, 1: 4}, 'Pass a dict'),
+    ('4.3', lambda q, g: (q['cam'] == g['cam']) & soon(q, g), 'other people away'), ('4.3', seen, 'later visits'),
+    ('4.3', lambda q, g: (q['pid'] == g['pid']) & soon(q, g), 'another camera saw'), ('4.3', lambda q, g: ~(seen(q, g) & soon(q, g)), 'the other way round'),
+    ('4.3', lambda q, g: seen(q, g) & (abs(q['time'] - g['time']) <= 60), 'Exactly 60'),
+    ('4.3', lambda q, g: seen(q, g) & (g['time'] - q['time'] < 60), 'absolute difference'),
+    ('4.3', lambda q, g: seen(q, g).ravel(), 'is right. The input'), ('4.3', lambda q, g: seen(q, g) and soon(q, g), 'raises ValueError'),
+    ('4.4', lambda items: people(items[items.split == 'train']) & people(items[items.split != 'train']), 'Junk, -1, is no person'),
+    ('4.4', lambda items: {o[1] for o in leaked(items)}, 'a number alone names nobody'),
+    ('4.4', lambda items: {o for o in people(items[items.split != 'train']) if o[1] in set(items.pid[items.split == 'train']) and o[1] >= 0}, 'not person 3 of another'),
+    ('4.4', lambda items: {o for o in people(items[items.split == 'train']) & people(items[items.split == 'query']) if o[1] >= 0}, 'The gallery is searched, too'),
+    ('4.4', lambda items: None, 'was `return` forgotten'),
+]
+
+@pytest.mark.parametrize('number,answer,words', WRONG)
+def test_a_wrong_answer_is_told_why(number, answer, words):
+    said = check(number, answer)
+    assert said.startswith(f'{number}: not yet.') and said.endswith(f"hint('{number}') helps.")
+    assert re.search(words, said, re.S), said
+
+
+def test_hints_get_plainer_and_stop(monkeypatch):
+    monkeypatch.setattr(course, '_asked', {})
+    for number, o in EXERCISES.items():
+        said = [hint(number) for _ in range(len(o.hints) + 2)]
+        assert said[-3:] == [f'{len(o.hints)} of {len(o.hints)}: {o.hints[-1]}'] * 3 and said[0].startswith('1 of')
+    with pytest.raises(KeyError, match="no exercise '9.9'. There are: 1.1, 1.2, 3.1"): hint('9.9')
+
+
+def test_a_function_may_spoil_its_input(): # and is judged on the next one all the same
+    def spoil(hits):
+        out = ap(hits)
+        hits[:] = 0
+        return out
+    assert check('3.2', spoil) == '3.2 is right.'
+
+
+def test_the_camera_bound_set_is_what_chapter_4_says():
+    feats, labels = camera_bound()
+    assert [rank_stats(feats, **labels, protocol=o).rank1 for o in ('all', 'market')] == [pytest.approx(.965), pytest.approx(.05)]
+    again, other = camera_bound()[0], camera_bound(3)[0]
+    assert (again[0] == feats[0]).all() and (other[0] != feats[0]).any()
+
+
+def test_the_pairs_of_exercise_4_2_are_what_the_kit_removes():
+    q, g = (PAIRS[PAIRS.split == o] for o in ('query', 'gallery'))
+    cam = [o.cam.to_numpy(float, na_value=np.nan) for o in (q, g)]
+    s = rank_stats(np.arange(18.).reshape(2, 9), q.pid, g.pid, *cam, q_item=q.path, g_item=g.path)
+    assert s.n_removed.tolist() == [3, 2] == [len(o) for o in course._GONE.values()]
+    assert s.n_match.tolist() == [1, 3]
+
+
+def test_a_slider_draws_again(monkeypatch):
+    import matplotlib.pyplot as plt
+    shown, updates, drawn = [], [], []
+    class Handle:
+        update = staticmethod(updates.append)
+    monkeypatch.setattr(course, 'display', lambda o, **kw: shown.append(o) or Handle())
+    def draw(k):
+        drawn.append(k)
+        return plt.figure(figsize=(1, 1))
+    slider(draw, [2, 5, 9], at=5, name='k')
+    picture, control = shown
+    assert picture.data.startswith(b'\x89PNG') and control.value == 5 and drawn == [5]
+    control.value = 9
+    assert drawn == [5, 9] and updates[0].data.startswith(b'\x89PNG') and not plt.get_fignums()
