@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'REQUIRED', 'ReidError', 'as_items', 'make_items', 'rows_of', 'items_stats', 'unreadable', 'check_items',
-           'seed_all', 'atomic_path']
+           'seed_all', 'atomic_path', 'patch']
 
 # %% ../nbs/00_core.ipynb #aa69120f
 import os
@@ -181,3 +181,11 @@ def atomic_path(
         yield tmp
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #a8ff03f2
+def patch(
+    f, # a function whose first parameter is annotated with the class; a parameter named `cls` makes it a class method
+):
+    "Make `f` a method of the class that its first parameter is annotated with"
+    kind, cls = next(iter(f.__annotations__.items()))
+    setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)

@@ -12,55 +12,82 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from reid_nb.core import ReidError
-from reid_nb.retrieve.distance import dist_blocks, pairwise
-from reid_nb.retrieve.rank import ALL, MARKET, Protocol, Scorer, rank_stats
+from reid_nb.retrieve.distance import as_source, dist_tiles, make_ready, pairwise
+from reid_nb.retrieve.protocol import ALL, MARKET, PROTOCOLS, Protocol
+from reid_nb.retrieve.rank import Scorer, rank_stats
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def kept(i, dist, q, g, protocol): # gallery columns that take part, closest first, ties by column
+def equal(q, g, i, j, cols): # do query `i` and gallery item `j` agree in all columns? A missing value agrees with nothing
+    return all(o in q and pd.notna(q[o][i]) and pd.notna(g[o][j]) and q[o][i] == g[o][j] for o in cols)
+
+
+def kept(i, dist, q, g, protocol, ties='worst'): # gallery columns that take part, closest first
     def gone(j):
-        self = 'item' in q and q['item'][i] == g['item'][j]
-        same_cam = q['pid'][i] == g['pid'][j] and 'cam' in q and pd.notna(q['cam'][i]) and pd.notna(g['cam'][j]) and q['cam'][i] == g['cam'][j]
-        return g['pid'][j] == -1 or self or (protocol == 'market' and same_cam)
-    return [j for j in sorted(range(len(g['pid'])), key=lambda j: (dist[i, j], j)) if not gone(j)]
+        return (g['pid'][j] == -1 or any(equal(q, g, i, j, rule) for rule in protocol.drop) or not equal(q, g, i, j, protocol.keep)
+                or (protocol.mask is not None and bool(protocol.mask({k: v[i] for k, v in q.items()}, {k: v[j] for k, v in g.items()}))))
+    def place(j): return dist[i, j], dict(worst=1, best=-1, first=0)[ties] * (g['pid'][j] == q['pid'][i]), j
+    return [j for j in sorted(range(len(g['pid'])), key=place) if not gone(j)]
 
 
-def slow(dist, q, g, protocol): # per query: ap, inp, first, n_match, n_removed
+def slow(dist, q, g, protocol=MARKET, ties='worst'): # per query: ap, inp, first, n_match, n_removed
     out = []
     for i in range(len(dist)):
-        o = kept(i, dist, q, g, protocol)
+        o = kept(i, dist, q, g, protocol, ties)
         r = [k for k, j in enumerate(o, 1) if g['pid'][j] == q['pid'][i]]
         ap = float(sum(Fraction(k, x) for k, x in enumerate(r, 1)) / len(r)) if r else np.nan
         out.append((ap, len(r) / r[-1] if r else np.nan, r[0] if r else 0, len(r), len(g['pid']) - len(o)))
     return np.array(out, float).T
 
 
+OTHER = dict(near_in_time=Protocol('near_in_time', (('item',),), mask=lambda q, g: abs(q['time'] - g['time']) < 2),
+             two_rules=Protocol('two_rules', (('tid',), ('pid', 'cam')), ('dset',), mask=lambda q, g: (q['time'] == 1) & (g['pid'] == 2)))
+
 @st.composite
-def problems(draw): # distances with many ties, junk, distractors, unknown cameras, the query itself in the gallery
+def problems(draw): # distances with many ties, junk, distractors, unknown cameras, the query itself in the gallery, protocols of all kinds
     n_q, n_g, seed = draw(st.integers(1, 7)), draw(st.integers(1, 40)), draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     levels = draw(st.sampled_from([1, 2, 5, 1000]))
     dist = rng.integers(0, levels, (n_q, n_g)) / 4
     if draw(st.booleans()): dist = dist[:, rng.integers(0, n_g, n_g)] # duplicates
+    protocol = draw(st.sampled_from(['market', 'all', 'cross_camera_only', 'tracklet', 'same_dset', 'near_in_time', 'two_rules']))
     q, g = dict(pid=rng.integers(-1, 4, n_q)), dict(pid=rng.integers(-1, 5, n_g))
-    if draw(st.booleans()):
+    if draw(st.booleans()) or protocol not in ('market', 'all'):
         n_cam, unknown = draw(st.integers(1, 3)), draw(st.sampled_from([0, .3]))
-        for o in (q, g): o['cam'] = pd.array([pd.NA if rng.random() < unknown else c for c in rng.integers(0, n_cam, len(o['pid']))], dtype='Int64')
+        for o in (q, g):
+            for col in ('cam', 'tid', 'dset'): o[col] = pd.array([pd.NA if rng.random() < unknown else c for c in rng.integers(0, n_cam, len(o['pid']))], dtype='Int64')
+    for o in (q, g): o['time'] = rng.integers(0, 6, len(o['pid']))
     if draw(st.booleans()): q['item'], g['item'] = [f'{i}.jpg' for i in rng.integers(0, 9, n_q)], [f'{i}.jpg' for i in rng.integers(0, 9, n_g)]
-    return dist.astype(draw(st.sampled_from([np.float32, np.float64]))), q, g, draw(st.sampled_from(['market', 'all'])), draw(st.integers(1, 8))
+    return dist.astype(draw(st.sampled_from([np.float32, np.float64]))), q, g, OTHER.get(protocol, protocol), draw(st.sampled_from(['worst', 'best', 'first']))
 
 
-def columns(q, g): return {f'{side}_{k}': v for side, o in (('q', q), ('g', g)) for k, v in o.items()}
+def columns(q, g): # keyword arguments of `rank_stats`
+    more = {f'{side}_more': {k: v for k, v in o.items() if k in ('tid', 'dset', 'time')} for side, o in (('q', q), ('g', g))}
+    return {f'{side}_{k}': v for side, o in (('q', q), ('g', g)) for k, v in o.items() if k in ('pid', 'cam', 'item')} | more
 
 
-@settings(max_examples=300, deadline=None)
-@given(problems())
-def test_against_the_slow_twin(problem):
-    dist, q, g, protocol, block = problem
-    ap, inp, first, n_match, n_removed = slow(dist, q, g, protocol)
-    scorer = Scorer(**columns(q, g), protocol=protocol)
-    for i in range(0, len(dist), block): scorer.add(i, dist[i:i + block]) # in blocks of any size
+class Cut: # distances that are there, in tiles of any size
+    def __init__(self, dist, b, n): self.dist, self.b, self.n, self.shape = dist, b, n, dist.shape
+    def pairs(self, off, col): return as_source(self.dist).pairs(off, col)
+    def tiles(self):
+        for j in range(0, self.shape[1], self.n):
+            for i in range(0, self.shape[0], self.b): yield i, j, np.ascontiguousarray(self.dist[i:i + self.b, j:j + self.n])
+
+
+@settings(max_examples=400, deadline=None)
+@given(problems(), st.integers(1, 8), st.integers(1, 41))
+def test_against_the_slow_twin(problem, b, n):
+    dist, q, g, protocol, ties = problem
+    scorer = Scorer(**columns(q, g), protocol=protocol, ties=ties)
+    hidden = np.full(dist.shape, np.nan, dist.dtype)
+    def watch(i, j, tile):
+        scorer.hide(i, j, tile)
+        hidden[i:i + len(tile), j:j + tile.shape[1]] = tile
+    scorer.run(Cut(dist, b, n), watch)
+    ap, inp, first, n_match, n_removed = slow(dist, q, g, scorer.protocol, ties)
+    for i in range(len(dist)): # what was hidden is what was taken away
+        assert np.flatnonzero(hidden[i] < np.inf).tolist() == sorted(kept(i, dist, q, g, scorer.protocol))
     if not n_match.any():
         with pytest.raises(ReidError, match=f'{len(dist)} of {len(dist)} queries'): scorer.stats()
         return
@@ -69,13 +96,37 @@ def test_against_the_slow_twin(problem):
     np.testing.assert_allclose(s.inp, inp, rtol=0, atol=1e-15)
     np.testing.assert_array_equal((s.first, s.n_match, s.n_removed, s.valid), (first, n_match, n_removed, n_match > 0))
     np.testing.assert_allclose(s.cmc, [(first[n_match > 0] <= k).mean() for k in range(1, 13)])
-    assert (np.diff(s.cmc) >= 0).all()
-    for removed in (False, True): # the lists of the same blocks
-        rows, near = scorer.nearest(0, dist, 6, removed)
-        for i in range(len(dist)):
-            o = list(np.argsort(dist[i], kind='stable')) if removed else kept(i, dist, q, g, scorer.protocol.name)
-            assert rows[i].tolist() == (o[:6] + [-1] * 6)[:6]
-            np.testing.assert_array_equal(near[i, :len(o)], dist[i, o[:6]])
+    assert (np.diff(s.cmc) >= 0).all() and sum(s.removed.values()) == n_removed.sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_bounds_and_the_order_of_the_gallery(problem):
+    "The worst order is no better than any, the best no worse; neither depends on how the gallery lies"
+    dist, q, g, protocol, _ = problem
+    order = np.random.default_rng(0).permutation(len(g['pid']))
+    other = dict(q=q, g={k: np.asarray(v, object)[order] if k == 'item' else v[order] for k, v in ((k, np.asarray(v, object) if k == 'item' else v) for k, v in g.items())})
+    try: s = {o: rank_stats(dist, **columns(q, g), protocol=protocol, ties=o) for o in ('worst', 'first', 'best')}
+    except ReidError: return
+    v = s['worst'].valid
+    assert (s['worst'].ap[v] <= s['first'].ap[v] + 1e-15).all() and (s['first'].ap[v] <= s['best'].ap[v] + 1e-15).all()
+    for o in ('worst', 'best'): np.testing.assert_array_equal(rank_stats(dist[:, order], **columns(**other), protocol=protocol, ties=o).ap, s[o].ap)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 150), st.integers(1, 20), st.sampled_from(['cosine', 'sqeuclidean', 'euclidean']), st.integers(1, 50), st.integers(1, 160), st.integers(0, 2**32 - 1))
+def test_no_bit_depends_on_the_tiles(n_q, n_g, d, metric, b, n, seed):
+    rng = np.random.default_rng(seed)
+    q, g, labels = rng.normal(size=(n_q, d)), rng.normal(size=(n_g, d)), (rng.integers(0, 3, n_q), np.r_[0, 1, 2, rng.integers(0, 3, n_g)][:n_g])
+    ready = make_ready(q, metric), make_ready(g, metric)
+    scorer = Scorer(*labels)
+    source = as_source(ready)
+    source.tiles = lambda: dist_tiles(*ready, shape=(b, n))
+    scorer.run(source)
+    try: want = rank_stats(pairwise(q, g, metric), *labels)
+    except ReidError: return
+    np.testing.assert_array_equal(scorer.stats().ap, want.ap)
+    np.testing.assert_array_equal(rank_stats((q, g), *labels, metric=metric).ap, want.ap)
 
 
 def test_golden():
@@ -104,7 +155,7 @@ def test_long_rows_are_counted_exactly():
     "More items than one run of the counter, all at the same distance"
     n, pid = 30_001, np.zeros(30_001, int)
     pid[[0, 8191, 8192, 16384, 30_000]] = 1
-    s = rank_stats(np.zeros((1, n), np.float32), [1], pid)
+    s = rank_stats(np.zeros((1, n), np.float32), [1], pid, ties='first')
     rank = np.flatnonzero(pid) + 1
     assert s.ap[0] == pytest.approx((np.arange(1, 6) / rank).mean(), abs=1e-15) and s.inp[0] == 5 / n
 
@@ -112,7 +163,7 @@ def test_long_rows_are_counted_exactly():
 def test_many_matches():
     rng = np.random.default_rng(0)
     dist, q, g = rng.random((3, 4000)).astype(np.float32), dict(pid=np.array([0, 1, 2])), dict(pid=rng.integers(0, 2, 4000))
-    np.testing.assert_allclose(rank_stats(dist, **columns(q, g)).ap, slow(dist, q, g, 'all')[0], rtol=1e-12)
+    np.testing.assert_allclose(rank_stats(dist, **columns(q, g)).ap, slow(dist, q, g, ALL)[0], rtol=1e-12)
 
 
 def random_case(n_q=20, n_g=90, seed=0):
@@ -142,15 +193,11 @@ def test_features_or_their_distances():
     q, g, labels = rng.integers(-9, 9, (20, 16)), rng.integers(-9, 9, (90, 16)), random_case()[1]
     want = rank_stats(pairwise(q, g, 'sqeuclidean'), *labels)
     assert want.metrics() == rank_stats((q, g), *labels, metric='sqeuclidean').metrics()
-    for block in (1, 7, 20): # sums of whole numbers are exact, whatever the block
-        scorer = Scorer(*labels)
-        for i, dist in dist_blocks(q, g, 'sqeuclidean', block): scorer.add(i, dist)
-        np.testing.assert_array_equal(scorer.stats().ap, want.ap)
 
 
 def test_infinite_distances_stand_last():
     s = rank_stats([[np.inf, .1, .2], [np.inf, np.inf, 0]], [1, 1], [1, 2, 3])
-    assert s.first.tolist() == [3, 2]
+    assert s.first.tolist() == [3, 3]
 
 
 def test_order_of_queries_and_names_of_identities_play_no_part():
@@ -173,7 +220,7 @@ def test_protocols():
     assert (s.n_match[0], s.n_removed[0], s.first[0]) == (1, 2, 2)
     for cams in ({}, dict(q_cam=[None], g_cam=[None] * 4), dict(q_cam=[pd.NA], g_cam=[0, 1, 1, 2])):
         assert rank_stats(dist, [1], [1, 2, 1, 1], **cams).protocol == 'all'
-    other = Protocol('cross_camera', (('cam',),), 'whatever the query\'s camera took') # rules of one's own
+    other = Protocol('cross_camera', (('cam',),)) # rules of one's own
     s = rank_stats(dist, [1], [1, 2, 1, 1], [1], [0, 1, 1, 2], protocol=other)
     assert (s.protocol, s.n_match[0], s.n_removed[0], s.first[0]) == ('cross_camera', 2, 2, 1)
     assert rank_stats(dist, [1], [1, 2, 1, 1], [None], [None, 1, 1, None], protocol=other).n_removed[0] == 0 # an unknown camera equals no other
@@ -195,17 +242,17 @@ def test_queries_without_a_match_are_counted_and_left_out():
     (dict(q_pid=[1, 7], g_pid=[1, 2, 2], q_cam=[0, 0], g_cam=[0, 0, 0]), r'another camera \(1 have none at all\)\. Your items have 1 camera'),
     (dict(q_pid=[1, 2], g_pid=[1, 2, 2], q_cam=[0, 1], g_cam=[0, 1, 1]), r'Your items have 2 cameras, but each identity was seen by one of them only'),
     (dict(q_pid=[1, 2], g_pid=[3, 4, -1]), r'the 2 query identities, first \[1, 2\], and the 2 gallery identities, first \[3, 4\], have none in common'),
-    (dict(q_pid=[1, 2], g_pid=[1, 2, 3], q_item=[0, 1], g_item=[0, 1, 2]), r"2 of 2 queries have no gallery image of the same identity left: protocol 'all' removes the query itself"),
+    (dict(q_pid=[1, 2], g_pid=[1, 2, 3], q_item=[0, 1], g_item=[0, 1, 2]), r"2 of 2 queries have no gallery image of the same identity left: protocol 'all' removes junk, the query itself"),
     (dict(q_pid=[-1, -1], g_pid=[-1, -1, -1]), r'2 of 2 queries have no gallery image')])
 def test_no_match_says_why(kw, says):
     with pytest.raises(ReidError, match=says): rank_stats(np.ones((2, 3)), **kw)
 
 
 @pytest.mark.parametrize('dist, kw, error, says', [
-    (np.ones((2, 3)), dict(q_pid=[1, 2, 3]), ReidError, r'3 queries, but distances came for 2'),
+    (np.ones((2, 3)), dict(q_pid=[1, 2, 3]), ReidError, r'3 queries and 3 gallery items do not fit distances of shape \(2, 3\)'),
     (np.ones((3, 3)), {}, ReidError, r'2 queries and 3 gallery items do not fit distances of shape \(3, 3\)'),
     (np.ones((2, 4)), {}, ReidError, r'shape \(2, 4\)'),
-    (np.ones(3), {}, ReidError, r'shape \(3,\)'),
+    (np.ones(3), {}, ReidError, r'not \(3,\)'),
     ((np.ones((2, 5)), np.ones((3, 6))), {}, ReidError, 'Query features have 5 dimensions'),
     (np.array([[1, np.nan, np.nan], [np.nan, 1, 1]]), {}, ReidError, r'3 distances are NaN, in 2 rows, first \[0, 1\]'),
     ((np.ones((2, 5)), np.full((3, 5), np.nan)), {}, ReidError, '3 of 3 rows of gallery features hold 15 NaN'),
@@ -217,14 +264,14 @@ def test_no_match_says_why(kw, says):
     (np.ones((2, 3)), dict(q_cam=[0, 1], g_cam=[0]), ReidError, '`g_cam` has 1 entries, `g_pid` has 3'),
     (np.ones((2, 3)), dict(protocol='cuhk'), ValueError, "must be one of"),
     (np.ones((2, 3)), dict(max_rank=0), ValueError, '`max_rank` must be 1 at least'),
-    (tuple(np.ones((n, 5)) for n in (2, 3)), dict(metric='l2'), ValueError, '`metric` must be one of')])
+    (tuple(np.ones((n, 5)) for n in (2, 3)), dict(metric='l2'), ValueError, '`metric` must be one of'),
+    (np.ones((2, 3)), dict(ties='middle'), ValueError, '`ties` must be one of'),
+    (np.ones((2, 3)), dict(protocol='tracklet'), ReidError, 'needs the column tid on both sides'),
+    (np.ones((2, 3)), dict(protocol='cross_camera_only'), ReidError, 'Pass `q_cam` and `g_cam`'),
+    (np.array([['a', 'b', 'c']] * 2), {}, ReidError, 'Distances must be numbers'),
+    (np.ones((2, 3)), dict(protocol=Protocol('odd', mask=lambda q, g: q['pid'] == g['pid'][:, :1])), ReidError, r'needed is bool of shape \(1, ')])
 def test_bad_input(dist, kw, error, says):
     with pytest.raises(error, match=says): rank_stats(dist, **{**dict(q_pid=[1, 2], g_pid=[1, 2, 2]), **kw})
-
-
-def test_lists_of_no_length():
-    scorer = Scorer([1], [1, 2])
-    with pytest.raises(ValueError, match='`k` must be 1 at least'): scorer.nearest(0, np.ones((1, 2)), 0)
 
 
 def run(code, cwd, **env):
@@ -241,7 +288,7 @@ def test_imports_little(module):
 
 def test_nothing_can_be_written(tmp_path):
     "numba refuses to import what it can't cache; a file in place of each cache folder stops even root"
-    shutil.copytree(ROOT/'reid_nb', tmp_path/'reid_nb', ignore=lambda d, names: [o for o in names if o not in ('retrieve', '__init__.py', 'core.py', *(f'{o}.py' for o in ('kernels', 'product', 'distance', 'protocol', 'rank')))])
+    shutil.copytree(ROOT/'reid_nb', tmp_path/'reid_nb', ignore=lambda d, names: [o for o in names if o not in ('retrieve', '__init__.py', 'core.py', *(f'{o}.py' for o in ('kernels', 'product', 'distance', 'protocol', 'single_shot', 'rank')))])
     for o in ('reid_nb', 'reid_nb/retrieve'): (tmp_path/o/'__pycache__').write_text('no folder')
     code = 'import reid_nb.retrieve.rank as r; print(r.__file__, r._n_below.stats.cache_path, r.rank_stats([[.2, .1]], [1], [1, 2]).mAP)'
     out = run(code, tmp_path, HOME='/dev/null', XDG_CACHE_HOME='/dev/null', NUMBA_CACHE_DIR='/dev/null/x', PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE='1', NUMBA_OPT='0')
@@ -253,13 +300,22 @@ def test_a_forked_process_can_score():
     "The threads of OpenMP do not survive a fork; a parallel kernel would end the child"
     code = '''
 import os, numpy as np, reid_nb.retrieve.rank as r
+from reid_nb.retrieve.kernels import is_forked
+from reid_nb.retrieve.nearest import k_nearest
+cams = dict(q_cam=np.zeros(40, int), g_cam=np.ones(90, int))
 rng = np.random.default_rng(0)
 args = rng.random((40, 90), dtype=np.float32), rng.integers(0, 9, 40), rng.integers(0, 9, 90)
 want = r.rank_stats(*args).ap
-near = r.Scorer(*args[1:]).nearest(0, args[0], 5)
+feats = rng.random((40, 16)), rng.random((90, 16))
+near = k_nearest(*feats, 5)
+draw = r.rank_stats(*args, protocol='cuhk03', **cams).ap
+hide = args[0].copy(); r.Scorer(*args[1:]).hide(0, 0, hide)
 if not (pid := os.fork()):
-    try: same = r._forked and np.array_equal(r.rank_stats(*args).ap, want) and np.array_equal(r.Scorer(*args[1:]).nearest(0, args[0], 5), near)
+    try:
+        same = is_forked() and np.array_equal(r.rank_stats(*args).ap, want) and all(np.array_equal(*o) for o in zip(k_nearest(*feats, 5), near))
+        same &= np.array_equal(r.rank_stats(*args, protocol='cuhk03', **cams).ap, draw)
+        other = args[0].copy(); r.Scorer(*args[1:]).hide(0, 0, other); same &= np.array_equal(other, hide)
     except BaseException: same = False
     os._exit(0 if same else 3)
-print(os.waitpid(pid, 0)[1], r._forked)'''
+print(os.waitpid(pid, 0)[1], is_forked())'''
     assert run(code, ROOT) == '0 False'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'as_array', 'as_feats', 'Ready', 'make_ready', 'block_dist', 'dist_tiles', 'dist_blocks', 'dist_pairs',
-           'pairwise']
+           'pairwise', 'as_source']
 
 # %% ../../nbs/retrieve/25_distance.ipynb #fde29c65
 from typing import NamedTuple
@@ -174,3 +174,39 @@ def pairwise(
     out = np.empty((len(q.x), len(g.x)), np.float32)
     for i, j, dist in dist_tiles(q, g, shape=shape): out[i:i + len(dist), j:j + dist.shape[1]] = dist
     return out
+
+# %% ../../nbs/retrieve/25_distance.ipynb #c0d73bf6c
+class _Features:
+    "Distances made of features when they are needed"
+    def __init__(self, q, g):
+        _same_dims(q, g)
+        self.q, self.g, self.shape = q, g, (len(q.x), len(g.x))
+    def pairs(self, off, col): return dist_pairs(self.q, self.g, off, col)
+    def tiles(self): return dist_tiles(self.q, self.g)
+    def rows(self): return dist_blocks(self.q, self.g)
+
+def _floats(x): return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32 if x.dtype == np.float16 else np.float64)
+
+class _Matrix:
+    "Distances that are there"
+    def __init__(self, dist):
+        self.dist, self.shape = dist, dist.shape
+        if dist.ndim != 2: raise ReidError(f'Distances must have the shape (n_q, n_g), not {dist.shape}. Features go in as a tuple `(q_feat, g_feat)`.')
+        if dist.dtype.kind not in 'fiub': raise ReidError(f'Distances must be numbers, not {dist.dtype}.')
+    def pairs(self, off, col): return _floats(self.dist[np.repeat(np.arange(self.shape[0]), np.diff(off)), col])
+    def _rows(self, i, end):
+        rows = _floats(np.ascontiguousarray(self.dist[i:end])).view()
+        rows.flags.writeable = False # numba has another type for read-only arrays; with one type it compiles once
+        return rows
+    def rows(self): return ((i, self._rows(i, i + 1024)) for i in range(0, self.shape[0], 1024))
+    def tiles(self): return ((i, 0, rows) for i, rows in self.rows())
+
+# %% ../../nbs/retrieve/25_distance.ipynb #fea1fe9a
+def as_source(
+    dist_or_feats,   # (n_q, n_g) distances, or a tuple of features (n_q, d) and (n_g, d)
+    metric='cosine', # of features, as in `dist_tiles`
+): # has `shape` (n_q, n_g), `pairs(off, col)`, and `tiles()` and `rows()` as `dist_tiles` and `dist_blocks` have them
+    "Give distances and features the same methods"
+    if not isinstance(dist_or_feats, tuple): return _Matrix(as_array(dist_or_feats))
+    q, g = (o if isinstance(o, Ready) else make_ready(o, metric, name) for o, name in zip(dist_or_feats, ('query features', 'gallery features')))
+    return _Features(q, g)
