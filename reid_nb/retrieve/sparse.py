@@ -24,14 +24,18 @@ def _check_rows(dist, i): # distances of the items from `i` on
     if dist.min() < -1e-3 * max(dist.max(), 1e-30):
         raise ReidError(f'Distances must not be negative, and go down to {dist.min():.3g}. If they are similarities s, pass 1 - s.')
 
-# %% ../../nbs/retrieve/36_sparse.ipynb #c7e223c54
+# %% ../../nbs/retrieve/36_sparse.ipynb #cd4eb977
 class AllFeats:
-    "Distances among all items, queries first, from features"
-    def __init__(self, q_feat, g_feat, metric='cosine'):
-        q, g = as_feats(q_feat, 'query features'), as_feats(g_feat, 'gallery features')
-        if q.shape[1] != g.shape[1]: raise ReidError(f'Query features have {q.shape[1]} dimensions, gallery features {g.shape[1]}. Both must come from the same model.')
-        if not len(q) or not len(g): raise ReidError(f'There must be an item on either side; found {len(q)} queries and {len(g)} gallery items.')
-        self.n_q, self.n, self.x = len(q), len(q) + len(g), make_ready(np.concatenate([q, g]), metric)
+    "Distances among all items, queries first, from features; without `g_feat` among those of one set"
+    def __init__(self, q_feat, g_feat=None, metric='cosine'):
+        x = as_feats(q_feat, 'query features' if g_feat is not None else 'features')
+        self.n_q = len(x)
+        if g_feat is not None:
+            g = as_feats(g_feat, 'gallery features')
+            if x.shape[1] != g.shape[1]: raise ReidError(f'Query features have {x.shape[1]} dimensions, gallery features {g.shape[1]}. Both must come from the same model.')
+            if not len(x) or not len(g): raise ReidError(f'There must be an item on either side; found {len(x)} queries and {len(g)} gallery items.')
+            x = np.concatenate([x, g])
+        self.n, self.x = len(x), make_ready(x, metric)
 
     def tiles(self): # (i, j, tile, b): the first `b` rows of the tile are read along the columns, too
         width = min(8192, -(-self.n // (8 * 512)) * 512)
@@ -129,13 +133,13 @@ def in_threads(f, n, *args):
     step = max(1, n if n_thread == 1 else -(-n // (4 * n_thread)))
     list((map if n <= step else _pool(n_thread).map)(lambda lo: f(lo, min(n, lo + step), *args), range(0, n, step)))
 
-# %% ../../nbs/retrieve/36_sparse.ipynb #c1ae9de90
+# %% ../../nbs/retrieve/36_sparse.ipynb #db5b7288
 class Look(NamedTuple):
     "What one walk over the tiles finds"
     rows:np.ndarray # (n, k) int32: the nearest items of each, itself among them; of equal distances the smaller row first
     near:np.ndarray # (n, k) float32: their distances
     far:np.ndarray  # (n,) float32: the largest distance of each; 1 where all are 0
-    dist:np.ndarray # (n_q, n_g) float32: from queries to gallery
+    dist:np.ndarray # (n_q, n_g) float32: from queries to gallery; no columns for one set
 
 def look(src, k):
     "Walk over the tiles of `src` once"
