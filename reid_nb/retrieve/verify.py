@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PairCounts', 'pair_counts', 'Rates', 'EER']
 
-# %% ../../nbs/retrieve/35_verify.ipynb #cedcc157
-from dataclasses import dataclass, field, replace
+# %% ../../nbs/retrieve/35_verify.ipynb #c6b63d836
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -17,45 +17,9 @@ from numba import get_num_threads, prange
 from ..core import ReidError
 from .distance import as_array, dist_tiles
 from .kernels import cached_njit, is_forked
+from .protocol import call_mask, choose_protocol, label_columns, make_parts, not_wrong
 
-# %% ../../nbs/retrieve/35_verify.ipynb #c6e1ac43d
-class _Labels(NamedTuple): # codes of pid, cam and item: q (3, n_q), g (3, n_g) int32; unknown is -1 in q and -2 in g
-    q:np.ndarray
-    g:np.ndarray
-    mask:object # None, or mask(q, g) -> bool (b, n): pairs to take away
-    cols:tuple  # dicts of label columns for `mask`: of the queries, of the gallery
-    name:str    # of the protocol
-
-def _codes(q, g): # whole numbers, equal where the values are equal
-    if q is None or g is None: return None
-    code = pd.factorize(pd.concat([pd.Series(as_array(o) if hasattr(o, 'detach') else o) for o in (q, g)], ignore_index=True))[0].astype(np.int32)
-    return code[:len(q)], np.where(code[len(q):] < 0, np.int32(-2), code[len(q):])
-
-def _pids(pid, name):
-    pid = as_array(pid)
-    if pid.ndim != 1 or pid.dtype.kind not in 'iu':
-        raise ReidError(f'`{name}` must be a row of whole numbers, not {pid.dtype} of shape {pid.shape}. Number names first: `pd.factorize(names, sort=True)[0]`.')
-    if not len(pid): raise ReidError(f'There are no pairs: `{name}` is empty.')
-    return pid.astype(np.int64)
-
-# %% ../../nbs/retrieve/35_verify.ipynb #c41e18ac2
-def _labels(q_pid, g_pid, q_cam, g_cam, q_item, g_item, protocol):
-    pid = _pids(q_pid, 'q_pid'), _pids(g_pid, 'g_pid')
-    cols = [dict(pid=p) for p in pid]
-    for name, pair in (('cam', (q_cam, g_cam)), ('item', (q_item, g_item))):
-        if (pair[0] is None) != (pair[1] is None): raise ReidError(f'`{name}` is given for one side only. Pass both `q_{name}` and `g_{name}`, or neither.')
-        for side, o, col in zip('qg', pair, cols):
-            if o is not None and len(o) != len(col['pid']): raise ReidError(f'`{side}_{name}` has {len(o)} entries, `{side}_pid` has {len(col["pid"])}.')
-            if o is not None: col[name] = np.asarray(as_array(o) if hasattr(o, 'detach') else o)
-    mask, name = (protocol, getattr(protocol, '__name__', 'mask')) if callable(protocol) else (None, getattr(protocol, 'name', protocol))
-    if mask is None and name not in ('market', 'all'): raise ValueError(f"`protocol` must be 'market', 'all' or a function mask(q, g), not {protocol!r}.")
-    cam = _codes(q_cam, g_cam) if name == 'market' else None
-    if name == 'market' and (cam is None or (cam[0] < 0).all() or (cam[1] < 0).all()): name, cam = 'all', None
-    unknown = np.full(len(pid[0]), -1, np.int32), np.full(len(pid[1]), -2, np.int32)
-    who = (np.where(p == -1, u, c) for p, c, u in zip(pid, _codes(*pid), unknown))
-    return _Labels(*(np.stack(o) for o in zip(who, cam or unknown, _codes(q_item, g_item) or unknown)), mask, tuple(cols), name)
-
-# %% ../../nbs/retrieve/35_verify.ipynb #c84898dae
+# %% ../../nbs/retrieve/35_verify.ipynb #bf9e9029
 _LOW = 10                      # bits of a float32 that are not looked at first
 _N_CELL = 1 << (32 - _LOW)     # cells over all float32
 _INF = 0x7f800000              # the order number of infinity
@@ -69,14 +33,17 @@ def _orders(x): # the same for an array, int64
     bits = (np.asarray(x, np.float32) + np.float32(0)).view(np.int32)
     return (bits ^ ((bits >> 31) & 0x7fffffff)).astype(np.int64)
 
-def _floats(k): # and back
+def _floats(k): # and back; -1, which would be minus zero, is given as the float below zero
     k = np.asarray(k, np.int32)
+    k = np.where(k == -1, np.int32(-2), k)
     return (k ^ ((k >> 31) & 0x7fffffff)).view(np.float32)
 
-# %% ../../nbs/retrieve/35_verify.ipynb #c79336ee0
+# %% ../../nbs/retrieve/35_verify.ipynb #d0a21050
 @cached_njit
-def _cell(k, first, starts): # number of the last start that is not above `k`
-    lo, hi = first[(k >> _LOW) + _N_CELL // 2], first[(k >> _LOW) + _N_CELL // 2 + 1]
+def _cell(k, first, starts): # which counter; with `starts`, the number of the last that is not above `k`
+    if not len(starts): return (k >> _LOW) + _N_CELL // 2
+    c = min(max(0, (k >> _LOW) - (starts[0] >> _LOW)), len(first) - 2)
+    lo, hi = first[c], first[c + 1]
     while lo < hi:
         mid = (lo + hi) // 2
         if starts[mid] <= k: lo = mid + 1
@@ -84,73 +51,66 @@ def _cell(k, first, starts): # number of the last start that is not above `k`
     return max(0, lo - 1)
 
 @cached_njit
-def _count_row(bits, gone, who, g, first, starts, counts, same, at): # `who` (3,) and `g` (3, n): codes; same distances go to same[at…]; the next `at`
-    n_gone = len(gone)
-    for c in range(len(bits)):
-        if n_gone and gone[c]: continue
-        if g[0, c] == who[0]:
-            if g[1, c] == who[1] or g[2, c] == who[2]: continue
-            same[at] = bits[c]
-            at += 1
-        elif g[0, c] >= 0:
-            k = _order(bits[c])
-            counts[_cell(k, first, starts) if len(starts) else (k >> _LOW) + _N_CELL // 2] += 1
+def _count_row(bits, i, j, parts, mask, first, starts, counts, same, at): # notes matches in same[at…], and gives the next `at`
+    cols, n_gone = not_wrong(i, j, len(bits), parts, mask, np.zeros(len(parts.keep_q) + len(parts.q_key), np.int64))
+    for c in range(len(bits)): counts[_cell(_order(bits[c]), first, starts)] += 1
+    for c in cols: counts[_cell(_order(bits[c]), first, starts)] -= 1
+    for c in cols[n_gone:]:
+        same[at] = bits[c]
+        at += 1
     return at
 
 @cached_njit(parallel=True)
-def _count_rows(bits, gone, q, g, first, starts, counts, same, at):
+def _count_rows(bits, i, j, known, parts, mask, first, starts, counts, same, at):
     n, t = len(bits), len(counts) # a row of counters for each thread
     for s in prange(t):
-        for b in range(s * n // t, (s + 1) * n // t):
-            if q[b, 0] >= 0: at[b] = _count_row(bits[b], gone[b], q[b], g, first, starts, counts[s], same, at[b])
+        for b in range(i + s * n // t, i + (s + 1) * n // t):
+            if known[b]: at[b] = _count_row(bits[b - i], b, j, parts, mask[b - i], first, starts, counts[s], same, at[b])
 
-# %% ../../nbs/retrieve/35_verify.ipynb #c1ed6fa60
+# %% ../../nbs/retrieve/35_verify.ipynb #df8cd22d
 class _Walk: # adds tiles of distances to counters
-    def __init__(self, labels, starts=None):
-        self.labels, self.starts = labels, np.empty(0, np.int64) if starts is None else starts
-        edges = (np.arange(_N_CELL + 1) - _N_CELL // 2) << _LOW
-        self.first = np.searchsorted(self.starts, edges) if len(self.starts) else np.empty(0, np.int64)
-        n_same = np.bincount(labels.g[0][labels.g[0] >= 0], minlength=max(labels.q[0].max(), labels.g[0].max()) + 1)
-        ends = np.cumsum(np.where(labels.q[0] >= 0, n_same[labels.q[0]], 0))
+    def __init__(self, q, g, protocol, starts=None):
+        self.q, self.g, self.protocol, self.parts = q, g, protocol, make_parts(q, g, protocol)
+        self.known = q['pid'] != -1
+        self.starts, self.first = np.empty(0, np.int64) if starts is None else starts, np.empty(0, np.int64)
+        if len(self.starts): self.first = np.searchsorted(starts >> _LOW, np.arange(starts[0] >> _LOW, (starts[-1] >> _LOW) + 2))
+        ends = np.cumsum(np.where(self.known, self.parts.hi[-1] - self.parts.lo[-1], 0))
         self.same, self.at = np.empty(ends[-1], np.int32), np.r_[0, ends[:-1]] # bits of float32
         self.begin = self.at.copy()
-        self.counts = np.zeros((1 if is_forked() else get_num_threads(), len(self.starts) or _N_CELL), np.int64)
+        self.counts = np.zeros((1 if is_forked() else get_num_threads(), len(self.starts) or _N_CELL), np.int64) # pages that no distance falls in take no memory
 
     def add(self, i, j, dist): # a tile (b, n) float32: queries from `i` on, gallery items from `j` on
         b, n = dist.shape
-        q, g, at = np.ascontiguousarray(self.labels.q[:, i:i + b].T), np.ascontiguousarray(self.labels.g[:, j:j + n]), self.at[i:i + b]
-        gone = np.empty((b, 0), bool)
-        if self.labels.mask is not None:
-            q_cols, g_cols = self.labels.cols
-            gone = self.labels.mask({k: v[i:i + b, None] for k, v in q_cols.items()}, {k: v[None, j:j + n] for k, v in g_cols.items()})
-            gone = np.ascontiguousarray(np.broadcast_to(gone, (b, n)), dtype=bool)
-        bits, rest = dist.view(np.int32), (self.first, self.starts)
-        if not is_forked(): return _count_rows(bits, gone, q, g, *rest, self.counts, self.same, at)
-        for r in np.flatnonzero(q[:, 0] >= 0): at[r] = _count_row(bits[r], gone[r], q[r], g, *rest, self.counts[0], self.same, at[r])
+        mask = np.empty((b, 0), bool) if self.protocol.mask is None else call_mask(self.protocol, self.q, self.g, slice(i, i + b), slice(j, j + n))
+        bits = dist.view(np.int32)
+        bits.flags.writeable = mask.flags.writeable = False # numba has another type for read-only arrays; with one type it compiles once
+        rest = self.first, self.starts
+        if not is_forked(): return _count_rows(bits, i, j, self.known, self.parts, mask, *rest, self.counts, self.same, self.at)
+        for r in np.flatnonzero(self.known[i:i + b]):
+            self.at[i + r] = _count_row(bits[r], i + r, j, self.parts, mask[r], *rest, self.counts[0], self.same, self.at[i + r])
 
     def done(self): # distances of the same pairs, sorted, and the counters
         n = self.at - self.begin
         rows = np.repeat(self.begin - np.r_[0, np.cumsum(n)[:-1]], n) + np.arange(n.sum())
         return np.sort(self.same[rows].view(np.float32)), self.counts.sum(0)
 
-# %% ../../nbs/retrieve/35_verify.ipynb #b0c6c780
-def _check_sizes(shapes, labels): # do distances or features fit the labels?
-    n_q, n_g = labels.q.shape[1], labels.g.shape[1]
-    if shapes != (n_q, n_g): raise ReidError(f'There are {n_q} labels of queries and {n_g} of gallery items, but {" and ".join(map(str, shapes))} rows of distances or features.')
+# %% ../../nbs/retrieve/35_verify.ipynb #ed777d5c
+def _check_sizes(shape, n_q, n_g): # do distances or features fit the labels?
+    if tuple(shape) != (n_q, n_g): raise ReidError(f'There are {n_q} labels of queries and {n_g} of gallery items, but {" and ".join(map(str, shape))} rows of distances or features.')
 
-def _tiles(dist_or_feats, metric, labels): # (i, j, tile) of distances, given or made
+def _tiles(dist_or_feats, metric, n_q, n_g): # (i, j, tile) of distances, given or made
     if isinstance(dist_or_feats, tuple):
-        _check_sizes(tuple(len(o) for o in dist_or_feats), labels)
+        _check_sizes([len(getattr(o, 'x', o)) for o in dist_or_feats], n_q, n_g)
         yield from dist_tiles(*dist_or_feats, metric)
         return
     dist = as_array(dist_or_feats)
-    _check_sizes(dist.shape, labels)
-    for i in range(0, len(dist), 512):
-        for j in range(0, dist.shape[1], 8192): yield i, j, np.ascontiguousarray(dist[i:i + 512, j:j + 8192], dtype=np.float32)
+    _check_sizes(dist.shape, n_q, n_g)
+    for i in range(0, n_q, 512):
+        for j in range(0, n_g, 8192): yield i, j, np.ascontiguousarray(dist[i:i + 512, j:j + 8192], dtype=np.float32)
 
-def _count(dist_or_feats, metric, labels, starts=None): # same distances, sorted, and counters of the different pairs
-    walk = _Walk(labels, starts)
-    for tile in _tiles(dist_or_feats, metric, labels): walk.add(*tile)
+def _count(dist_or_feats, metric, q, g, protocol, starts=None): # same distances, sorted, and counters of the different pairs
+    walk = _Walk(q, g, protocol, starts)
+    for tile in _tiles(dist_or_feats, metric, len(q['pid']), len(g['pid'])): walk.add(*tile)
     same, counts = walk.done()
     n_bad = np.isnan(same).sum() + (same == -np.inf).sum()
     if starts is None:
@@ -160,7 +120,7 @@ def _count(dist_or_feats, metric, labels, starts=None): # same distances, sorted
     if n_bad: raise ReidError(f'{n_bad} distances are NaN or -inf. Look at the features, or at what made these distances; a pair that is to take no part may be at distance inf.')
     return same[same < np.inf], counts
 
-# %% ../../nbs/retrieve/35_verify.ipynb #c7d2331ac
+# %% ../../nbs/retrieve/35_verify.ipynb #f623725c
 @dataclass(eq=False, repr=False)
 class PairCounts:
     "How many pairs of different people are in each cell of distances, and the distances of all pairs of the same person"
@@ -170,7 +130,7 @@ class PairCounts:
     same_dist:np.ndarray # (n_same,) float32, sorted
     protocol:str    # which pairs took part
     metric:str      # of the distances
-    again:object=field(default=None) # walks over the distances once more, for `refine`
+    again:object=None # walks over the distances once more, for `refine`; holds on to the features (set it to None to let go)
 
     @cached_property
     def same(self): # (c,) pairs of the same person in each cell
@@ -191,31 +151,35 @@ class PairCounts:
                                 'Check identities and cameras of both sides.')
         return getattr(self, kinds[-1])
 
-# %% ../../nbs/retrieve/35_verify.ipynb #c20e4812a
-def patch(f): # a method (or with `cls` a class method) beside the idea that needs it, as fastcore's `patch`; this room imports no fastcore
-    kind, cls = next(iter(f.__annotations__.items()))
-    setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)
-
-# %% ../../nbs/retrieve/35_verify.ipynb #c5ff2dce9
+# %% ../../nbs/retrieve/35_verify.ipynb #d2b4f3a1
 def pair_counts(
-    dist_or_feats, # (n_q, n_g) distances, smaller is closer; or a tuple of features (n_q, d) and (n_g, d). Distance inf: no pair
+    dist_or_feats, # (n_q, n_g) distances, smaller is closer, where inf takes a pair out; or a tuple of features (n_q, d) and (n_g, d)
     q_pid,         # (n_q,) identities, whole numbers; -1 takes no part
     g_pid,         # (n_g,) identities; -1 is junk
     q_cam=None,    # (n_q,) cameras; <NA> or NaN where unknown. Without any, 'market' becomes 'all'
     g_cam=None,    # (n_g,) cameras
-    protocol='market',   # 'market', 'all', or a function mask(q, g): pairs to take away, from dicts of columns pid, cam, item as (b, 1) and (1, n)
+    protocol='market',   # a name or a `Protocol`, see `reid_nb.retrieve.protocol`
     metric='cosine',     # distance of features, see `reid_nb.retrieve.distance`
     q_item=None,   # (n_q,) whatever names a picture, such as its path
     g_item=None,   # (n_g,) the same; a picture is no pair with itself
+    q_more=None,   # dict of further label columns, for protocols that need them
+    g_more=None,   # the same of the gallery
 ) -> PairCounts: # raises `ReidError` where no pair takes part, distances are NaN or sizes do not fit
     "Count all pairs of a query and a gallery item by distance; 4 bytes per same pair and some MB are all the memory it takes"
-    labels = _labels(q_pid, g_pid, q_cam, g_cam, q_item, g_item, protocol)
-    again = partial(_count, dist_or_feats, metric, labels)
+    q, g = label_columns('q', q_pid, q_cam, q_item, q_more), label_columns('g', g_pid, g_cam, g_item, g_more)
+    protocol = choose_protocol(protocol, q, g)
+    if protocol.repeats: raise ValueError(f"Protocol {protocol.name!r} draws lists, and pairs are no lists. Use 'market'.")
+    again = partial(_count, dist_or_feats, metric, q, g, protocol)
     same, counts = again()
-    if not len(same) and not counts.any(): raise ReidError(f'No pair is left: protocol {labels.name!r} takes all {labels.q.shape[1]} × {labels.g.shape[1]} away.')
+    if not len(same) and not counts.any(): raise ReidError(f"No pair is left: protocol {protocol.name!r} takes all {len(q['pid'])} × {len(g['pid'])} away.")
     cells = np.union1d(np.flatnonzero(counts), (_orders(same) >> _LOW) + _N_CELL // 2)
     lo, diff = (cells - _N_CELL // 2) << _LOW, counts[cells]
-    return PairCounts(_floats(lo), _floats(lo + 2**_LOW - 1), diff, same, labels.name, metric if isinstance(dist_or_feats, tuple) else 'given', again)
+    return PairCounts(_floats(lo), _floats(lo + 2**_LOW - 1), diff, same, protocol.name, metric if isinstance(dist_or_feats, tuple) else 'given', again)
+
+# %% ../../nbs/retrieve/35_verify.ipynb #c20e4812a
+def patch(f): # a method (or with `cls` a class method) beside the idea that needs it, as fastcore's `patch`; this room imports no fastcore
+    kind, cls = next(iter(f.__annotations__.items()))
+    setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)
 
 # %% ../../nbs/retrieve/35_verify.ipynb #acbb3f26
 class Rates(NamedTuple):
@@ -298,7 +262,7 @@ PairCounts.auc = property(lambda self: _auc(self)[0], doc='How often a same pair
 PairCounts.auc_error = property(lambda self: _auc(self)[1], doc='How far `auc` may be off, at most')
 PairCounts.eer = property(_eer, doc='The equal error rate, and its threshold')
 
-# %% ../../nbs/retrieve/35_verify.ipynb #c8bf91af6
+# %% ../../nbs/retrieve/35_verify.ipynb #c4313fb67
 @patch
 def table(self:PairCounts,
     fpr=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6), # rates; those below 1 / `n_diff` are left out
@@ -313,7 +277,8 @@ def histogram(self:PairCounts,
 ) -> pd.DataFrame: # a row per bin: `lo`, `hi`, and the pairs counted as `same` and `different`; a pair is out of place by a cell at most
     "Count pairs in bins of equal width"
     mid = self.lo + (self.hi.astype(float) - self.lo) / 2
-    edges = np.histogram_bin_edges(mid, bins)
+    lo, hi = float(self.lo[0]), float(self.hi[-1])
+    edges = np.linspace(lo, hi if hi > lo else lo + (abs(lo) or 1.), bins + 1)
     n = {k: np.histogram(mid, edges, weights=v)[0].astype(np.int64) for k, v in dict(same=self.same, different=self.diff).items()}
     return pd.DataFrame(dict(lo=edges[:-1], hi=edges[1:], **n))
 
@@ -322,8 +287,8 @@ def _head(self):
     return s + (f'; AUC {self.auc:.5f}, EER {self.eer.rate:.4f} at {self.eer.threshold:.4f}' if self.n_same and self.n_diff else '')
 
 _FORMAT = dict(threshold='{:.5f}'.format, tpr='{:.4f}'.format, fpr='{:.3g}'.format)
-PairCounts.__repr__ = lambda self: f'{_head(self)}\n{self.table().to_string(formatters=_FORMAT)}'
-PairCounts._repr_html_ = lambda self: f'<p>{_head(self)}</p>{self.table().to_html(formatters=_FORMAT)}'
+PairCounts.__repr__ = lambda self: '\n'.join([_head(self)] + [self.table().to_string(formatters=_FORMAT)] * (self.n_diff >= 10))
+PairCounts._repr_html_ = lambda self: f'<p>{_head(self)}</p>' + self.table().to_html(formatters=_FORMAT) * (self.n_diff >= 10)
 
 # %% ../../nbs/retrieve/35_verify.ipynb #c7d11794d
 @patch
@@ -340,7 +305,7 @@ def __add__(self:PairCounts,
     np.add.at(diff, at, np.r_[self.diff, other.diff])
     return PairCounts(lo, hi, diff, np.sort(np.r_[self.same_dist, other.same_dist]), self.protocol, self.metric)
 
-# %% ../../nbs/retrieve/35_verify.ipynb #a0d45f3d
+# %% ../../nbs/retrieve/35_verify.ipynb #c347251ec
 @patch
 def refine(self:PairCounts,
     fpr=(), # false-positive rates whose thresholds are wanted to the last bit
@@ -349,8 +314,9 @@ def refine(self:PairCounts,
     if self.again is None: raise ReidError('These counts are a sum, and do not know where the distances come from. Refine the parts.')
     lo, hi = _orders(self.lo), _orders(self.hi)
     same = np.unique(_orders(self.same_dist))
-    ends = [o for o in map(self.threshold_for, np.atleast_1d(fpr)) if o < self.hi[-1]]
-    cells = np.unique(np.searchsorted(self.hi, np.float32(ends), 'right'))
+    ends = [self.threshold_for(o) for o in np.atleast_1d(fpr)]
+    cells = np.searchsorted(self.hi, np.float32(ends), 'right') # the first that is too much for each; and the one before
+    cells = np.unique(np.r_[cells, cells - 1].clip(0, len(lo) - 1))
     starts = np.unique(np.concatenate([lo, same, same + 1] + [np.arange(lo[k], hi[k] + 1) for k in cells]))
     parent = np.searchsorted(lo, starts, 'right') - 1
     starts, parent = starts[starts <= hi[parent]], parent[starts <= hi[parent]]
