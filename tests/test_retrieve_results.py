@@ -38,7 +38,7 @@ def slow_list(res, i, removed, source): # rows, ranks and kinds of the whole gal
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(['market', 'all']), st.sampled_from([1, 2]), st.sampled_from([0., .3, 1.]), st.sampled_from([1, 7, 500]))
 def test_lists_against_the_slow_twin(seed, protocol, dsets, unknown, topk):
-    res = ReidResults.from_feats(*world(seed=seed, dsets=dsets, unknown=unknown), protocol, metric='sqeuclidean', topk=topk)
+    res = ReidResults.from_feats(*world(seed=seed, dsets=dsets, unknown=unknown), protocol, metric='sqeuclidean', topk=topk, ties='first')
     for i in (0, 5, 11):
         for removed in (False, True):
             for source in ('query', 'gallery'):
@@ -194,7 +194,7 @@ def rewrite(path, **change): # the same file with another header
     np.savez(path, **{**d, 'head': np.frombuffer(json.dumps(head).encode(), np.uint8)})
 
 
-@pytest.mark.parametrize('change', [dict(version=2), dict(format='other'), dict(version=None)])
+@pytest.mark.parametrize('change', [dict(version=1), dict(format='other'), dict(version=None)])
 def test_another_format_is_refused(saved, change):
     rewrite(saved[1], **change)
     with pytest.raises(ReidError, match=f'this reid_nb reads .*{FORMAT["format"]}'): ReidResults.load(saved[1])

@@ -6,7 +6,7 @@
 __all__ = ['FIGURES', 'TIE', 'bootstrap_means', 'figure_values', 'mean_interval', 'Comparison', 'results_table', 'fold_intervals',
            'to_markdown', 'to_latex', 'merge_splits']
 
-# %% ../../nbs/retrieve/47_compare.ipynb #bc14b1d2
+# %% ../../nbs/retrieve/47_compare.ipynb #c4e303ea5
 import glob
 import html
 import re
@@ -16,10 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import ReidError
-from .results import ReidResults, patch
+from ..core import ReidError, patch
+from .results import ReidResults
 
-# %% ../../nbs/retrieve/47_compare.ipynb #a4a9d7de
+# %% ../../nbs/retrieve/47_compare.ipynb #c655211b5
+def _draw(rng, n_draw, total, count): # (n_draw, m) means of drawn groups
+    n = len(count)
+    drawn = rng.integers(0, n, (n_draw, n)) + n * np.arange(n_draw)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=n_draw * n).reshape(n_draw, n).astype(float) # how often each group was drawn
+    return times @ total / (times @ count)[:, None]
+
 def bootstrap_means(
     values,           # (n,) or (n, m) numbers; rows with a nan are left out
     groups,           # (n,) who each row belongs to; rows of one group are drawn together
@@ -28,30 +34,26 @@ def bootstrap_means(
 ) -> np.ndarray: # (n_draw, m) means; raises `ReidError` where there are fewer than two groups
     "Average `values` over as many groups as there are, drawn with replacement, again and again"
     values, groups = np.asarray(values, float).reshape(len(values), -1), np.asarray(groups)
-    if len(groups) != len(values): raise ReidError(f'There are {len(values)} rows of values for {len(groups)} groups; each row needs its group.')
+    if len(groups) != len(values):
+        raise ReidError(f'There are {len(values)} rows of values for {len(groups)} groups; each row needs its group.')
     if n_draw < 1: raise ValueError(f'`n_draw` must be 1 at least, not {n_draw}.')
     use = ~np.isnan(values).any(1)
     found, code = np.unique(groups[use], return_inverse=True)
     if (n := len(found)) < 2:
-        raise ReidError(f'{use.sum()} of {len(use)} rows have a value, and they belong to {n} person{"s" * (n != 1)}. An interval over people needs 2 at least, and says little below 20.')
+        raise ReidError(f'{use.sum()} of {len(use)} rows have a value, and they belong to {n} person{"s" * (n != 1)}. '
+                        'An interval over people needs 2 at least, and says little below 20.')
     total = np.stack([np.bincount(code, o) for o in values[use].T], axis=1)
     count, rng, step = np.bincount(code), np.random.default_rng(seed), max(1, 2**21 // n)
     return np.concatenate([_draw(rng, min(step, n_draw - i), total, count) for i in range(0, n_draw, step)])
 
-def _draw(rng, n_draw, total, count): # (n_draw, m) means of drawn groups
-    n = len(count)
-    drawn = rng.integers(0, n, (n_draw, n)) + n * np.arange(n_draw)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=n_draw * n).reshape(n_draw, n).astype(float) # how often each group was drawn
-    return times @ total / (times @ count)[:, None]
-
-# %% ../../nbs/retrieve/47_compare.ipynb #f980fde3
+# %% ../../nbs/retrieve/47_compare.ipynb #c9244efed
 FIGURES = ('rank1', 'mAP', 'mINP') # what tables show by default; 'rank5', 'rank10' … are figures, too
 
 def _values(stats, figure): # (n_q,) what `figure` is the mean of
     if figure in ('mAP', 'mINP'): return dict(mAP=stats.ap, mINP=stats.inp)[figure]
     if not (found := re.fullmatch(r'rank([1-9]\d*)', figure)):
         raise ValueError(f"A figure is 'mAP', 'mINP' or 'rank' with a number, as 'rank5', not {figure!r}.")
-    return np.where(stats.valid, stats.first <= int(found[1]), np.nan)
+    return np.where(stats.valid, stats.hits(int(found[1])), np.nan)
 
 def figure_values(
     stats,           # `RankStats`, as from `rank_stats`, or the `stats` of a `ReidResults`
@@ -59,6 +61,8 @@ def figure_values(
 ) -> np.ndarray: # (n_q, m); nan where a query has no match
     "Give what each of `figures` is the mean of"
     return np.stack([_values(stats, o) for o in figures], axis=1)
+
+def _means(stats, figures): return figure_values(stats, figures)[stats.valid].mean(0)
 
 def mean_interval(
     values,       # (n,) or (n, m) numbers; rows with a nan are left out
@@ -71,7 +75,7 @@ def mean_interval(
     if not 0 < level < 1: raise ValueError(f'`level` must lie between 0 and 1, as 0.95, not {level}.')
     return np.quantile(bootstrap_means(values, groups, n_draw, seed), [.5 - level / 2, .5 + level / 2], axis=0)
 
-# %% ../../nbs/retrieve/47_compare.ipynb #b2c87381
+# %% ../../nbs/retrieve/47_compare.ipynb #fc76f8c2
 @patch
 def intervals(self:ReidResults,
     figures=FIGURES, # names: 'mAP', 'mINP', 'rank1', 'rank5' …
@@ -82,33 +86,38 @@ def intervals(self:ReidResults,
     "Each figure with the bounds that it would keep within, were other people seen"
     values = figure_values(self.stats, figures)
     lo, hi = mean_interval(values, self.person['query'], level, n_draw, seed)
-    return pd.DataFrame(dict(value=np.nanmean(values, axis=0), lo=lo, hi=hi), index=list(figures))
+    return pd.DataFrame(dict(value=_means(self.stats, figures), lo=lo, hi=hi), index=list(figures))
 
-# %% ../../nbs/retrieve/47_compare.ipynb #e2dabdc3
+# %% ../../nbs/retrieve/47_compare.ipynb #ca7c3437
 def _rows_in_other(a, b, on): # for each row of query table `a` the row of `b`
     if on is None:
-        if len(a) != len(b): raise ReidError(f'{len(a)} and {len(b)} queries can\'t be matched by their order. Compare runs over the same queries.')
+        if len(a) != len(b):
+            raise ReidError(f'{len(a)} and {len(b)} queries can\'t be matched by their order. Compare runs over the same queries.')
         rows = np.arange(len(a))
     else:
         for name, o in (('this', a), ('the other', b)):
             if on not in o: raise ReidError(f'The query table of {name} run has no column {on!r} to match by. Found: {list(o)}.')
-            if n := int(o[on].duplicated().sum()): raise ReidError(f'{n} of {len(o)} queries of {name} run repeat a value of {on!r}. Match by a column that tells them apart, or by order: `on=None`.')
+            if n := int(o[on].duplicated().sum()):
+                raise ReidError(f'{n} of {len(o)} queries of {name} run repeat a value of {on!r}. '
+                                'Match by a column that tells them apart, or by order: `on=None`.')
         rows = pd.Index(b[on]).get_indexer(a[on])
         miss = rows < 0
         if miss.any() or len(a) != len(b):
             here, there = list(a[on][miss][:2]), list(b[on][~b[on].isin(a[on])][:2])
-            raise ReidError(f'The queries differ: {miss.sum()} of {len(a)} are in this run only, first {here}; {len(b) - (~miss).sum()} of {len(b)} in the other only, first {there}. '
-                            f'Compare runs over the same queries; where only their names differ, match by order: `on=None`.')
+            raise ReidError(f'The queries differ: {miss.sum()} of {len(a)} are in this run only, first {here}; '
+                            f'{len(b) - (~miss).sum()} of {len(b)} in the other only, first {there}. '
+                            'Compare runs over the same queries; where only their names differ, match by order: `on=None`.')
     if n := int((a.pid.to_numpy() != b.pid.to_numpy()[rows]).sum()):
-        raise ReidError(f'{n} of {len(a)} matched queries have another identity in the other run. ' + ('Are they in the same order?' if on is None else 'Were the labels changed, or numbered anew?'))
+        raise ReidError(f'{n} of {len(a)} matched queries have another identity in the other run. '
+                        + ('Are they in the same order?' if on is None else 'Were the labels changed, or numbered anew?'))
     return rows
 
-# %% ../../nbs/retrieve/47_compare.ipynb #c6a7b7026
+# %% ../../nbs/retrieve/47_compare.ipynb #c5f087ca8
 @dataclass(eq=False, repr=False)
 class Comparison:
     "Two runs over the same queries"
     table:pd.DataFrame     # a row per figure: both means, `diff`, its bounds `diff_lo` and `diff_hi`, and queries `won`, `lost` and `tied`
-    per_query:pd.DataFrame # a row per query, numbered as in this run: both APs and first hits, `diff` of the APs, and `other_row` in the other run
+    per_query:pd.DataFrame # a row per query of this run: both APs, their `diff`, both first hits, and `other_row` in the other run
     notes:list             # sentences on what else differs between the runs
 
     def wins(self, n=5):
@@ -123,11 +132,12 @@ class Comparison:
 
 TIE = 1e-9 # figures of a query that differ by less are equal
 
-# %% ../../nbs/retrieve/47_compare.ipynb #bb3b6137
+# %% ../../nbs/retrieve/47_compare.ipynb #e6aa0c80
 def _notes(a, b, rows): # what differs between two runs besides their rankings
     notes, va, vb = [], a.stats.valid, b.stats.valid[rows]
     if a.protocol != b.protocol: notes.append(f'The protocols differ: {a.protocol!r} and {b.protocol!r}.')
-    if not np.array_equal(np.sort(a.gallery.pid), np.sort(b.gallery.pid)): notes.append(f'The galleries differ: {len(a.gallery)} and {len(b.gallery)} items.')
+    if not np.array_equal(np.sort(a.gallery.pid), np.sort(b.gallery.pid)):
+        notes.append(f'The galleries differ: {len(a.gallery)} and {len(b.gallery)} items.')
     if n := int((va != vb).sum()): notes.append(f'{n} queries have a match in one of the runs only, and are left out.')
     return notes
 
@@ -151,11 +161,12 @@ def compare(self:ReidResults,
     table = pd.DataFrame({names[0]: a[use].mean(0), names[1]: b[use].mean(0), 'diff': diff[use].mean(0), 'diff_lo': lo, 'diff_hi': hi,
                           'won': won, 'lost': lost, 'tied': use.sum() - won - lost}, index=list(figures))
     s, t = self.stats, other.stats
-    per_query = self.query[['path', 'pid', 'cam']].assign(**{f'ap_{names[0]}': s.ap, f'ap_{names[1]}': t.ap[rows], 'diff': s.ap - t.ap[rows],
-                                                             f'first_{names[0]}': s.first, f'first_{names[1]}': t.first[rows], 'other_row': rows})
+    cols = {f'ap_{names[0]}': s.ap, f'ap_{names[1]}': t.ap[rows], 'diff': s.ap - t.ap[rows],
+            f'first_{names[0]}': s.first, f'first_{names[1]}': t.first[rows], 'other_row': rows}
+    per_query = self.query[['path', 'pid', 'cam']].assign(**cols)
     return Comparison(table, per_query, _notes(self, other, rows))
 
-# %% ../../nbs/retrieve/47_compare.ipynb #b97d7a0b
+# %% ../../nbs/retrieve/47_compare.ipynb #a3c42968
 def _stem(paths): # short names of files, that still tell them apart
     short = [Path(o).stem for o in paths]
     return short if len(set(short)) == len(short) else [str(o) for o in paths]
@@ -167,13 +178,15 @@ def _named(results): # name -> results, or a file of them
         files = [o for o in results if not isinstance(o, ReidResults)]
         name = dict(zip(map(str, files), _stem(files)))
         named = {f'run {i}' if isinstance(o, ReidResults) else name[str(o)]: o for i, o in enumerate(results, 1)}
-    if not named: raise ReidError('There are no results to put into a table.')
+    if not named: raise ReidError('There are no results to put into a table: the list or dict is empty.')
     return named
+
+def _loaded(o): return o if isinstance(o, ReidResults) else ReidResults.load(o)
 
 def _row(res, figures, ci, level, n_draw, seed): # figures of one run in percent, and how many queries and people they rest on
     row, valid = {}, res.stats.valid
-    df = res.intervals(figures, level, n_draw, seed) if ci else pd.DataFrame(dict(value=np.nanmean(figure_values(res.stats, figures), axis=0)), index=list(figures))
-    for o in figures: row |= {o: 100 * df.value[o]} | ({f'{o}_lo': 100 * df.lo[o], f'{o}_hi': 100 * df.hi[o]} if ci else {})
+    mean, bounds = _means(res.stats, figures), res.intervals(figures, level, n_draw, seed) if ci else None
+    for o, v in zip(figures, mean): row |= {o: 100 * v} | ({f'{o}_lo': 100 * bounds.lo[o], f'{o}_hi': 100 * bounds.hi[o]} if ci else {})
     return row | dict(n_query=int(valid.sum()), n_id=len(np.unique(res.person['query'][valid])))
 
 def results_table(
@@ -184,12 +197,12 @@ def results_table(
     level=.95,       # share of the draws that lie inside the bounds
     n_draw:int=1000,
     seed:int=0,
-) -> pd.DataFrame: # a row per run: figures in percent, with `ci` also `rank1_lo`, `rank1_hi` …; `n_query` and `n_id`, with a match
+) -> pd.DataFrame: # a row per run: figures in percent, with `ci` also `rank1_lo` …; queries and people with a match, `n_query` and `n_id`
     "Put the figures of several runs into one table"
-    rows = {k: _row(o if isinstance(o, ReidResults) else ReidResults.load(o), figures, ci, level, n_draw, seed) for k, o in _named(results).items()}
+    rows = {k: _row(_loaded(o), figures, ci, level, n_draw, seed) for k, o in _named(results).items()}
     return pd.DataFrame.from_dict(rows, orient='index').round(digits)
 
-# %% ../../nbs/retrieve/47_compare.ipynb #c818eb30c
+# %% ../../nbs/retrieve/47_compare.ipynb #e5d5c45e
 def _text(v, digits): # one value as text
     if pd.api.types.is_scalar(v) and pd.isna(v): return '–'
     if isinstance(v, (float, np.floating)): return f'{v:.{digits}f}'
@@ -203,10 +216,11 @@ def fold_intervals(
     bounds = {f'{o}_{end}' for o in df for end in ('lo', 'hi') if f'{o}_lo' in df and f'{o}_hi' in df}
     text = pd.DataFrame({o: [_text(v, digits) for v in df[o]] for o in df}, index=df.index)
     for o in df.columns:
-        if f'{o}_lo' in bounds: text[o] = [v if lo == '–' else f'{v} [{lo}, {hi}]' for v, lo, hi in zip(text[o], text[f'{o}_lo'], text[f'{o}_hi'])]
+        if f'{o}_lo' not in bounds: continue
+        text[o] = [v if lo == '–' else f'{v} [{lo}, {hi}]' for v, lo, hi in zip(text[o], text[f'{o}_lo'], text[f'{o}_hi'])]
     return text.drop(columns=list(bounds))
 
-# %% ../../nbs/retrieve/47_compare.ipynb #c72fdbcaf
+# %% ../../nbs/retrieve/47_compare.ipynb #c13b80299
 def _flat(name): return ' '.join(map(str, name)) if isinstance(name, tuple) else '' if name is None else str(name)
 
 def _grid(df, digits, escape): # header and rows as lists of escaped text; which columns are numbers
@@ -225,7 +239,8 @@ def to_markdown(
     rule = [':--', *('--:' if o else ':--' for o in number)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [head, rule, *rows])
 
-_TEX = {o: f'\\{o}' for o in '&%$#_{}'} | {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '\\': r'\textbackslash{}', '–': '--', '±': r'$\pm$'}
+_TEX = {o: f'\\{o}' for o in '&%$#_{}'}
+_TEX |= {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '\\': r'\textbackslash{}', '–': '--', '±': r'$\pm$'}
 
 def to_latex(
     df:pd.DataFrame, # columns `x`, `x_lo`, `x_hi` are folded into one
@@ -237,7 +252,7 @@ def to_latex(
     body = [r'\toprule', line(head), r'\midrule', *map(line, rows), r'\bottomrule']
     return '\n'.join([r'\begin{tabular}{l' + ''.join('r' if o else 'l' for o in number) + '}', *body, r'\end{tabular}'])
 
-# %% ../../nbs/retrieve/47_compare.ipynb #c153d2b13
+# %% ../../nbs/retrieve/47_compare.ipynb #c7644540c
 def _found(where): # files of a folder or a pattern, split2 before split10
     paths = Path(where).glob('*.npz') if Path(where).is_dir() else map(Path, glob.glob(str(where), recursive=True))
     found = sorted(paths, key=lambda o: [int(s) if s.isdigit() else s for s in re.split(r'(\d+)', str(o))])
@@ -253,9 +268,11 @@ def merge_splits(
     named = _named(_found(results) if isinstance(results, (str, Path)) else results)
     rows, protocols = {}, set()
     for name, o in named.items(): # one at a time: files may hold features
-        res = o if isinstance(o, ReidResults) else ReidResults.load(o)
-        rows[name] = dict(zip(figures, 100 * np.nanmean(figure_values(res.stats, figures), axis=0)))
+        res = _loaded(o)
+        rows[name] = dict(zip(figures, 100 * _means(res.stats, figures)))
         protocols.add(res.protocol)
-    if len(protocols) > 1: raise ReidError(f'The splits were scored under {len(protocols)} protocols, {sorted(protocols)}; a mean over them says nothing. Evaluate all under one.')
+    if len(protocols) > 1:
+        raise ReidError(f'The splits were scored under {len(protocols)} protocols, {sorted(protocols)}; a mean over them says nothing. '
+                        'Evaluate all under one.')
     df = pd.DataFrame.from_dict(rows, orient='index')
     return pd.concat([df, df.agg(['mean', 'std'])]).round(digits)

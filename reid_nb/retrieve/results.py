@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMOVED', 'FORMAT', 'ReidResults', 'table_to_json', 'table_from_json']
 
-# %% ../../nbs/retrieve/45_results.ipynb #c2b9fd14c
+# %% ../../nbs/retrieve/45_results.ipynb #c7f859c7b
 import json
 import zipfile
 from pathlib import Path
@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import ReidError, atomic_path
-from .distance import as_array, as_feats, block_dist, make_ready
-from .rank import RankStats, Scorer, as_blocks
+from ..core import ReidError, atomic_path, patch
+from .distance import as_array, as_feats, as_source, block_dist, make_ready
+from .nearest import Nearest
+from .protocol import PROTOCOLS, Protocol
+from .rank import RankStats, Scorer
 
 # %% ../../nbs/retrieve/45_results.ipynb #c4a483595
 def _tidy(items, name): # an item table with a fresh index, and a camera column even if nothing is known
@@ -32,14 +34,15 @@ def _person_codes(query, gallery): # whole numbers that name a person; -1 stays 
     code = np.where(both.pid == -1, -1, both.groupby(['dset', 'pid']).ngroup())
     return code[:len(q)], code[len(q):]
 
-# %% ../../nbs/retrieve/45_results.ipynb #dce7f7cb
+# %% ../../nbs/retrieve/45_results.ipynb #c989403ad
 class ReidResults:
     "What came of ranking `gallery` for each row of `query`: figures, closest items and, if kept, features"
-    def __init__(self, query, gallery, stats, near, metric, q_feat=None, g_feat=None):
+    def __init__(self, query, gallery, stats, near, metric, q_feat=None, g_feat=None, rules=None):
         self.query, self.gallery = query, gallery # item tables, index 0…n-1
         self.stats, self.metric = stats, metric   # RankStats; name of the distance
         self.near = near                          # (n_q, topk) arrays: `kept_row` and `kept_dist`; with removed items `all_row` and `all_dist`
         self.q_feat, self.g_feat = q_feat, g_feat # (n, d) float32, or None
+        self.rules = rules or PROTOCOLS.get(stats.protocol) # the `Protocol`; None where it has a mask function and came from a file
         self._ready = None                        # gallery features made ready, once they are needed
         self.person = dict(zip(('query', 'gallery'), _person_codes(query, gallery))) # (n,) whole numbers by side: who is who, -1 is junk
         self.camera = {k: o.cam.to_numpy(float, na_value=np.nan) for k, o in (('query', query), ('gallery', gallery))} # (n,) by side, nan where unknown
@@ -56,37 +59,40 @@ class ReidResults:
         "A row per query: path, pid, cam, ap, inp, first, n_match, valid"
         return self.query[['path', 'pid', 'cam']].assign(**{o: getattr(self.stats, o) for o in ('ap', 'inp', 'first', 'n_match', 'valid')})
 
-    def _frame(self): return pd.DataFrame([self.metrics], index=[f'{self.protocol}, {self.metric}'])
+    def _metric_name(self): return getattr(self.metric, '__name__', str(self.metric))
+    def _frame(self): return pd.DataFrame([self.metrics], index=[f'{self.protocol}, {self._metric_name()}'])
     def __repr__(self): return self._frame().to_string(float_format='{:.4f}'.format)
     def _repr_html_(self): return self._frame().to_html(float_format='{:.4f}'.format)
 
-# %% ../../nbs/retrieve/45_results.ipynb #c20e4812a
-def patch(f): # a method (or with `cls` a class method) beside the idea that needs it, as fastcore's `patch`; this room imports no fastcore
-    kind, cls = next(iter(f.__annotations__.items()))
-    setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)
+# %% ../../nbs/retrieve/45_results.ipynb #b48663e0
+def _scorer(query, gallery, person, protocol, ties): # a `Scorer` that knows all columns which both tables have
+    both = [o for o in query if o in gallery and o not in ('path', 'pid', 'cam', 'split')]
+    return Scorer(*person, query.cam, gallery.cam, protocol, query.path, gallery.path, ties, {o: query[o] for o in both}, {o: gallery[o] for o in both})
 
-# %% ../../nbs/retrieve/45_results.ipynb #c90c2536b
-def _walk(dist_or_feats, query, gallery, protocol, metric, topk): # RankStats, and the closest items with and without removed ones
-    scorer = Scorer(*_person_codes(query, gallery), query.cam, gallery.cam, protocol, query.path, gallery.path)
-    k, parts = min(topk, len(gallery)), []
-    for i, dist in as_blocks(dist_or_feats, metric):
-        scorer.add(i, dist)
-        parts.append((*scorer.nearest(i, dist, k), *scorer.nearest(i, dist, k, removed=True)))
-    kept_row, kept_dist, all_row, all_dist = (np.concatenate(o) for o in zip(*parts))
-    near = dict(kept_row=kept_row.astype(np.int32), kept_dist=kept_dist.astype(np.float32), all_row=all_row.astype(np.int32), all_dist=all_dist.astype(np.float32))
-    return scorer.stats(), near
+def _walk(source, query, gallery, protocol, topk, ties): # RankStats, the closest items with and without removed ones, and the protocol
+    scorer = _scorer(query, gallery, _person_codes(query, gallery), protocol, ties)
+    everything, kept = (Nearest(len(query), min(topk, len(gallery))) for _ in range(2))
+    def note(i, j, dist):
+        everything.add(i, j, dist)
+        if not dist.flags.writeable: dist = dist.copy()
+        scorer.hide(i, j, dist)
+        kept.add(i, j, dist)
+    scorer.run(source, note)
+    near = dict(kept_row=kept.rows.astype(np.int32), kept_dist=kept.dist, all_row=everything.rows.astype(np.int32), all_dist=everything.dist)
+    return scorer.stats(source=source), near, scorer.protocol
 
-# %% ../../nbs/retrieve/45_results.ipynb #c8c1f94a1
+# %% ../../nbs/retrieve/45_results.ipynb #c2fdb6963
 @patch
 def from_feats(cls:ReidResults,
     q_feat, # (n_q, d) features of the queries
     g_feat, # (n_g, d) features of the gallery
     query:pd.DataFrame,   # item table, n_q rows in the order of `q_feat`
     gallery:pd.DataFrame, # item table, n_g rows in the order of `g_feat`
-    protocol='market',    # see `reid_nb.retrieve.rank`
-    metric:str='cosine',  # see `reid_nb.retrieve.distance`
+    protocol='market',    # see `reid_nb.retrieve.protocol`; its columns are those of the tables
+    metric='cosine',      # see `reid_nb.retrieve.distance`
     topk:int=50,          # how many of the closest items are noted per query
     keep_feats:bool=True, # keep the features? They allow longer lists, and gallery items as queries
+    ties:str='worst',     # see `reid_nb.retrieve.rank`
 ) -> 'ReidResults': # raises `ReidError` where no query has a match, or tables and features do not fit
     "Rank `gallery` for each query; note the figures and the closest items"
     query, gallery = _tidy(query, 'query'), _tidy(gallery, 'gallery')
@@ -94,21 +100,23 @@ def from_feats(cls:ReidResults,
     for name, feat, items in zip(('query', 'gallery'), feats, (query, gallery)):
         if len(feat) != len(items):
             raise ReidError(f'There are {len(feat)} {name} features for {len(items)} rows of the {name} table. Each row needs its feature, in the order of the table.')
-    stats, near = _walk(feats, query, gallery, protocol, metric, topk)
-    return cls(query, gallery, stats, near, metric, *(feats if keep_feats else ()))
+    stats, near, rules = _walk(as_source(feats, metric), query, gallery, protocol, topk, ties)
+    return cls(query, gallery, stats, near, metric, *(feats if keep_feats else (None, None)), rules)
 
 @patch
 def from_dist(cls:ReidResults,
     dist,                 # (n_q, n_g) distances, for example re-ranked ones
     query:pd.DataFrame,   # item table, n_q rows
     gallery:pd.DataFrame, # item table, n_g rows
-    protocol='market',    # see `reid_nb.retrieve.rank`
+    protocol='market',    # see `reid_nb.retrieve.protocol`
     metric:str='given',   # what to call these distances
     topk:int=50,          # how many of the closest items are noted per query
+    ties:str='worst',     # see `reid_nb.retrieve.rank`
 ) -> 'ReidResults': # without features; raises as `from_feats`
     "The same from distances"
     query, gallery = _tidy(query, 'query'), _tidy(gallery, 'gallery')
-    return cls(query, gallery, *_walk(as_array(dist), query, gallery, protocol, None, topk), metric)
+    stats, near, rules = _walk(as_source(as_array(dist)), query, gallery, protocol, topk, ties)
+    return cls(query, gallery, stats, near, metric, rules=rules)
 
 # %% ../../nbs/retrieve/45_results.ipynb #c44cabc1e
 def _table_of(name, pid, cam, path, more): # an item table from arrays; pictures without a name are numbered
@@ -150,22 +158,33 @@ def failures(self:ReidResults) -> pd.DataFrame: # rows of `per_query`
     "The valid queries whose first place is wrong"
     return self.per_query[self.stats.valid & (self.stats.first > 1)]
 
-# %% ../../nbs/retrieve/45_results.ipynb #c4b77150f
-REMOVED = ('same_cam', 'junk', 'self') # kinds of items that take no part
+# %% ../../nbs/retrieve/45_results.ipynb #b1a54a5d
+REMOVED = ('same_cam', 'junk', 'self', 'removed') # kinds of items that take no part
 
 @patch
-def _kinds(self:ReidResults, i, source, rows): # what each of the gallery's `rows` is to row `i` of `source`
+def _kinds(self:ReidResults, i, source, rows, gone): # what each of the gallery's `rows` is to row `i` of `source`; `gone`: taken away
     same = self.person['gallery'][rows] == self.person[source][i]
-    kind = np.where(same, 'match', 'wrong').astype(object)
-    if self.protocol == 'market': kind[same & (self.camera['gallery'][rows] == self.camera[source][i])] = 'same_cam'
-    kind[self.person['gallery'][rows] == -1] = 'junk'
-    kind[self.gallery.path.to_numpy()[rows] == getattr(self, source).path[i]] = 'self'
+    kind = np.where(gone, 'removed', np.where(same, 'match', 'wrong')).astype(object)
+    kind[gone & same & (self.camera['gallery'][rows] == self.camera[source][i])] = 'same_cam'
+    kind[gone & (self.person['gallery'][rows] == -1)] = 'junk'
+    kind[gone & (self.gallery.path.to_numpy()[rows] == getattr(self, source).path[i])] = 'self'
     return kind
 
-# %% ../../nbs/retrieve/45_results.ipynb #c5047ca9e
+# %% ../../nbs/retrieve/45_results.ipynb #a7c15d58
 def _smallest(d, k): # columns of the `k` smallest values, of equal ones the earlier first
     cols = np.flatnonzero(d <= np.partition(d, k - 1)[k - 1])
     return cols[np.argsort(d[cols], kind='stable')][:k]
+
+@patch
+def _gone(self:ReidResults, i, source): # (n_g,) what the protocol takes away from row `i` of `source`
+    if self.rules is None:
+        raise ReidError(f'The protocol {self.protocol!r} has a mask function, which no file can hold. The {self.near["all_row"].shape[1]} noted items of each query '
+                        'can be listed; for more, set `res.rules` to the `Protocol`.')
+    row = getattr(self, source).iloc[i:i + 1].reset_index(drop=True)
+    scorer = _scorer(row, self.gallery, (self.person[source][i:i + 1], self.person['gallery']), self.rules, self.stats.ties)
+    flag = np.zeros((1, len(self.gallery)), np.float32)
+    scorer.hide(0, 0, flag)
+    return np.isinf(flag[0])
 
 @patch
 def _search(self:ReidResults, i, k, removed, source): # rows and distances of the closest items, from the features
@@ -175,12 +194,13 @@ def _search(self:ReidResults, i, k, removed, source): # rows and distances of th
     if self._ready is None: self._ready = make_ready(self.g_feat, self.metric)
     feat = self.q_feat if source == 'query' else self.g_feat
     d = block_dist(make_ready(feat[i:i + 1], self.metric), self._ready)[0]
-    if not removed: d[np.isin(self._kinds(i, source, slice(None)), REMOVED)] = np.inf
+    gone = self._gone(i, source)
+    if not removed: d[gone] = np.inf
     rows = _smallest(d, k)
     rows = rows[d[rows] < np.inf]
-    return rows, d[rows]
+    return rows, d[rows], gone[rows]
 
-# %% ../../nbs/retrieve/45_results.ipynb #c1fb5e5b6
+# %% ../../nbs/retrieve/45_results.ipynb #fe06e92e
 @patch
 def ranking(self:ReidResults,
     i:int,              # row of the query table, or of the gallery: see `source`
@@ -197,8 +217,9 @@ def ranking(self:ReidResults,
     if source == 'query' and k <= self.near['all_row'].shape[1]:
         rows, dist = (self.near[f'{noted}_{o}'][i, :k] for o in ('row', 'dist'))
         rows, dist = rows[rows >= 0], dist[rows >= 0]
-    else: rows, dist = self._search(i, k, removed, source)
-    kind = self._kinds(i, source, rows)
+        gone = ~np.isin(rows, self.near['kept_row'][i]) # the kept list reaches at least as far
+    else: rows, dist, gone = self._search(i, k, removed, source)
+    kind = self._kinds(i, source, rows, gone)
     kept = ~np.isin(kind, REMOVED)
     rank = pd.array(np.where(kept, np.cumsum(kept), -1), dtype='Int64')
     rank[~kept] = pd.NA
@@ -239,8 +260,8 @@ def table_from_json(
     d = json.loads(text)
     return pd.DataFrame({o['name']: _col_from_json(**o) for o in d['cols']}, index=range(d['n']))
 
-# %% ../../nbs/retrieve/45_results.ipynb #c337d9bfb
-FORMAT = dict(format='reid_nb.ReidResults', version=1)
+# %% ../../nbs/retrieve/45_results.ipynb #c7c761c32
+FORMAT = dict(format='reid_nb.ReidResults', version=2)
 _STATS = ('cmc', 'ap', 'inp', 'first', 'n_match', 'n_removed', 'valid')
 
 @patch
@@ -248,20 +269,24 @@ def save(self:ReidResults,
     path, # file to write, for example 'run1.npz'
 ):
     "Write everything to one file; features too, if they were kept"
-    text = dict(head=json.dumps(dict(FORMAT, protocol=self.protocol, metric=self.metric)), query=table_to_json(self.query), gallery=table_to_json(self.gallery))
+    rules = None if self.rules is None or self.rules.mask else self.rules._asdict()
+    head = dict(FORMAT, protocol=self.protocol, rules=rules, metric=self._metric_name(), ties=self.stats.ties, removed=self.stats.removed)
+    text = dict(head=json.dumps(head), query=table_to_json(self.query), gallery=table_to_json(self.gallery))
     arrays = {k: np.frombuffer(v.encode(), np.uint8) for k, v in text.items()}
     arrays.update({f'stats_{o}': getattr(self.stats, o) for o in _STATS}, **{f'near_{k}': v for k, v in self.near.items()})
+    if self.stats.shares is not None: arrays['stats_shares'] = self.stats.shares
     if self.g_feat is not None: arrays.update(q_feat=self.q_feat, g_feat=self.g_feat)
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **arrays)
 
-# %% ../../nbs/retrieve/45_results.ipynb #e955c5e0
+# %% ../../nbs/retrieve/45_results.ipynb #c1520456a
 def _unpack(d): # arguments of `ReidResults` from the arrays of a file
     text = {k: d[k].tobytes().decode() for k in ('head', 'query', 'gallery')}
     head = json.loads(text['head'])
-    stats = RankStats(**{o: d[f'stats_{o}'] for o in _STATS}, protocol=head['protocol'])
+    rules = head['rules'] and Protocol(**{**head['rules'], 'drop': tuple(map(tuple, head['rules']['drop'])), 'keep': tuple(head['rules']['keep'])})
+    stats = RankStats(**{o: d[f'stats_{o}'] for o in _STATS}, **{o: head[o] for o in ('protocol', 'ties', 'removed')}, shares=d.get('stats_shares'))
     near = {k: d[f'near_{k}'] for k in ('kept_row', 'kept_dist', 'all_row', 'all_dist')}
     return dict(query=table_from_json(text['query']), gallery=table_from_json(text['gallery']), stats=stats, near=near, metric=head['metric'],
-                q_feat=d.get('q_feat'), g_feat=d.get('g_feat'))
+                q_feat=d.get('q_feat'), g_feat=d.get('g_feat'), rules=rules)
 
 @patch
 def load(cls:ReidResults,

@@ -5,48 +5,51 @@
 # %% auto #0
 __all__ = ['MAX_KINDS']
 
-# %% ../../nbs/retrieve/48_slices.ipynb #c741f9be0
+# %% ../../nbs/retrieve/48_slices.ipynb #c071a4e54
 import numpy as np
 import pandas as pd
 
-from ..core import ReidError
+from ..core import ReidError, patch
 from .compare import figure_values, mean_interval
 from .distance import as_array
 from .nearest import k_nearest
 from .rank import rank_stats
-from .results import ReidResults, patch
+from .results import ReidResults
 
-# %% ../../nbs/retrieve/48_slices.ipynb #bf1cae66
-def _scored(res, dist, rows, protocol): # APs and first ranks where only the gallery `rows` take part, nan where there is no match
-    of = (res.q_feat, res.g_feat[rows]) if dist is None else dist[:, rows]
+# %% ../../nbs/retrieve/48_slices.ipynb #c81e1f19b
+def _scored(res, dist, rows, protocol): # APs and hits at rank 1 where only the gallery `rows` take part, nan where there is no match
+    query, gallery = res.query, res.gallery.iloc[rows]
+    more = [{o: t[o] for o in t if o in query and o in gallery and o not in ('path', 'pid', 'cam')} for t in (query, gallery)]
     try:
-        s = rank_stats(of, res.person['query'], res.person['gallery'][rows], res.query.cam, res.gallery.cam[rows], protocol, max_rank=1,
-                       metric=res.metric, q_item=res.query.path, g_item=res.gallery.path[rows])
+        s = rank_stats((res.q_feat, res.g_feat[rows]) if dist is None else dist[:, rows], res.person['query'], res.person['gallery'][rows],
+                       query.cam, gallery.cam, protocol, 1, res.metric, query.path, gallery.path, res.stats.ties, *more)
     except ReidError as e:
         if 'no gallery image of the same identity' not in str(e): raise
         return np.full((2, len(res.query)), np.nan)
-    return np.stack([s.ap, np.where(s.valid, s.first == 1, np.nan)])
+    return figure_values(s, ('mAP', 'rank1')).T
 
 @patch
 def camera_pairs(self:ReidResults,
     dist=None,     # (n_q, n_g) distances, where the results hold no features
     protocol=None, # default: that of the results
-) -> pd.DataFrame: # a row per query camera; columns `mAP`, `rank1` and `n_query`, each by gallery camera; nan where no query has a match
+) -> pd.DataFrame: # a row per query camera; `mAP`, `rank1` and `n_query` by gallery camera; nan where no query has a match
     "Score each query camera against each gallery camera alone"
     n_q, n_g = len(self.query), len(self.gallery)
     if dist is not None and (dist := as_array(dist)).shape != (n_q, n_g):
         raise ReidError(f'{n_q} queries and {n_g} gallery items do not fit distances of shape {dist.shape}.')
     if dist is None and self.g_feat is None:
-        raise ReidError('Camera pairs are scored anew, and these results hold no features. Pass the distances as `dist`, or evaluate with `keep_feats=True`.')
+        raise ReidError('Camera pairs are scored anew, and these results hold no features. '
+                        'Pass the distances as `dist`, or evaluate with `keep_feats=True`.')
     if self.query.cam.isna().all() or self.gallery.cam.isna().all():
         raise ReidError('No camera is known for the queries or for the gallery. Fill the column `cam`.')
     cams = self.gallery.cam.drop_duplicates().sort_values()
     rows = [np.flatnonzero(self.gallery.cam.isna() if pd.isna(c) else (self.gallery.cam == c).fillna(False)) for c in cams]
-    ap, hit = np.stack([_scored(self, dist, o, protocol or self.protocol) for o in rows], axis=2)
-    by_cam = [pd.DataFrame(o, columns=pd.Index(cams, name='gallery cam')).groupby(self.query.cam.rename('query cam'), dropna=False) for o in (ap, hit)]
-    return pd.concat(dict(mAP=by_cam[0].mean(), rank1=by_cam[1].mean(), n_query=by_cam[0].count()), axis=1, names=['figure'])
+    ap, hit = np.stack([_scored(self, dist, o, protocol or self.rules or self.protocol) for o in rows], axis=2)
+    g_cam, q_cam = pd.Index(cams, name='gallery cam'), self.query.cam.rename('query cam')
+    ap, hit = (pd.DataFrame(o, columns=g_cam).groupby(q_cam, dropna=False) for o in (ap, hit))
+    return pd.concat(dict(mAP=ap.mean(), rank1=hit.mean(), n_query=ap.count()), axis=1, names=['figure'])
 
-# %% ../../nbs/retrieve/48_slices.ipynb #c6e331b12
+# %% ../../nbs/retrieve/48_slices.ipynb #c65c0a5de
 MAX_KINDS = 20 # a column of more different numbers than this is cut at quantiles
 
 def _sliced(res, by, q): # the slice of each query, as a column
@@ -56,7 +59,8 @@ def _sliced(res, by, q): # the slice of each query, as a column
     else:
         col = pd.Series(by).reset_index(drop=True)
         if len(col) != len(res.query): raise ReidError(f'There are {len(col)} values to slice by, and {len(res.query)} queries.')
-    if col.isna().all(): raise ReidError(f'All {len(col)} values of {col.name or "the column"!r} are missing; there is nothing to slice by.')
+    if col.isna().all():
+        raise ReidError(f'All {len(col)} values of {col.name or "the column"!r} are missing; there is nothing to slice by.')
     if pd.api.types.is_numeric_dtype(col) and not pd.api.types.is_bool_dtype(col) and col.nunique() > MAX_KINDS:
         return pd.qcut(col.astype(float), q, duplicates='drop')
     return col
@@ -78,7 +82,7 @@ def slices(self:ReidResults,
     level=.95, # share of the draws that lie inside the bounds
     n_draw:int=1000,
     seed:int=0,
-) -> pd.DataFrame: # a row per slice, in order, and `missing` last: `n_query`, `n_valid`, `n_id`; each figure with `_lo` and `_hi`, in [0,1]
+) -> pd.DataFrame: # a row per slice, `missing` last: `n_query`, `n_valid`, `n_id`; each figure with `_lo` and `_hi`, in [0,1]
     "Score the queries of each slice, against the whole gallery"
     col = _sliced(self, by, q)
     code, kinds = pd.factorize(col, sort=True)
@@ -87,8 +91,8 @@ def slices(self:ReidResults,
     rows = {c: _slice_row(values[code == c], person[code == c], figures, kw) for c in names if (code == c).any()}
     return pd.DataFrame(rows.values(), index=pd.Index([names[c] for c in rows], name=col.name or 'slice'))
 
-# %% ../../nbs/retrieve/48_slices.ipynb #c633b2450
-def _in_the_way(res, k): # per noted item: does it stand wrongly before a match among the first `k`; at the very first place; what AP does it cost the query?
+# %% ../../nbs/retrieve/48_slices.ipynb #c7b45fab0
+def _in_the_way(res, k): # per noted item: wrongly before a match in the first `k` places? in the very first? what AP does it cost?
     rows = res.near['kept_row']
     same = (res.person['gallery'][rows] == res.person['query'][:, None]) & (rows >= 0)
     so_far, n = same.cumsum(1), res.stats.n_match[:, None]
@@ -104,26 +108,30 @@ def hubs(self:ReidResults,
     n:int=10,         # how many
     k:int=10,         # places of a list that count for `n_query`
     sort:str='n_query', # what to sort by: 'n_query', 'n_first' or 'cost'
-) -> pd.DataFrame: # `row` in the gallery, `path`, `pid`, `cam`; `n_query` lists with it wrongly before a match, `n_first` with it in the first place, `cost` in mAP
+) -> pd.DataFrame: # `row` in the gallery, `path`, `pid`, `cam`; `n_query` lists it spoils, `n_first` by the first place; `cost` in mAP
     "The gallery items that stand wrongly before matches most often"
     if sort not in (names := ('n_query', 'n_first', 'cost')): raise ValueError(f'`sort` must be one of {names}, not {sort!r}.')
     if k < 1: raise ValueError(f'`k` must be 1 at least, not {k}.')
     use = self.near['kept_row'] >= 0
     total = [np.bincount(self.near['kept_row'][use], o[use], len(self.gallery)) for o in _in_the_way(self, k)]
-    df = self.gallery[['path', 'pid', 'cam']].assign(n_query=total[0].astype(int), n_first=total[1].astype(int), cost=total[2] / self.stats.valid.sum())
+    cols = dict(n_query=total[0].astype(int), n_first=total[1].astype(int), cost=total[2] / self.stats.valid.sum())
+    df = self.gallery[['path', 'pid', 'cam']].assign(**cols)
     df.insert(0, 'row', np.arange(len(df)))
     df = df.sort_values([sort, 'cost'], ascending=False, kind='stable')
     return df[(df.n_query > 0) | (df.cost > 0)].head(n).reset_index(drop=True)
 
-# %% ../../nbs/retrieve/48_slices.ipynb #b4b5aee1
+# %% ../../nbs/retrieve/48_slices.ipynb #c179d8cee
 def _first_of(rows, ok, k): # the first `k` of each line of `rows` that are `ok`; -1 where there are fewer
     cols = np.argsort(~ok, axis=1, kind='stable')[:, :k]
     return np.where(np.take_along_axis(ok, cols, 1), np.take_along_axis(rows, cols, 1), -1)
 
 def _query_neighbours(res, k): # (n_q, k) gallery rows, without junk and the picture itself
     rows = res.near['all_row']
-    if rows.shape[1] < min(k, len(res.gallery)): raise ReidError(f'{rows.shape[1]} closest items of each query were noted, and {k} are asked for. Evaluate with a larger `topk`.')
-    ok = (rows >= 0) & (res.person['gallery'][rows] != -1) & (res.gallery.path.to_numpy()[rows] != res.query.path.to_numpy()[:, None])
+    if rows.shape[1] < min(k, len(res.gallery)):
+        raise ReidError(f'{rows.shape[1]} closest items of each query were noted, and {k} are asked for. '
+                        'Evaluate with a larger `topk`.')
+    itself = res.gallery.path.to_numpy()[rows] == res.query.path.to_numpy()[:, None]
+    ok = (rows >= 0) & (res.person['gallery'][rows] != -1) & ~itself
     return _first_of(rows, ok, k)
 
 def _gallery_neighbours(res, k): # (n_g, k), the same; junk has none
@@ -133,45 +141,57 @@ def _gallery_neighbours(res, k): # (n_g, k), the same; junk has none
     rows[keep] = np.where(near >= 0, keep[near], -1)
     return rows
 
-# %% ../../nbs/retrieve/48_slices.ipynb #db7ddad5
-def _suspicion(own, near, trust): # labels (n,), labels of neighbours (n, k) and belief in each label: own share, column of the strongest other, its share, score
+# %% ../../nbs/retrieve/48_slices.ipynb #c516a5e2c
+def _suspicion(own, near, trust): # from labels (n,) and (n, k) of neighbours: own share, column of the strongest other, its share, score
     votes = (near[:, :, None] == near[:, None, :]).mean(2)
-    share, other = (near == own[:, None]).mean(1), (near != own[:, None]) & (near >= 0)
+    share, other = ((near == own[:, None]) & (near >= 0)).mean(1), (near != own[:, None]) & (near >= 0)
     weight = np.where(other, votes * trust[near], -1)
-    col = weight.argmax(1)
-    line = np.arange(len(own))
-    return share, np.where(other[line, col], col, -1), votes[line, col], np.maximum(weight[line, col], 0) - share
+    col, line = weight.argmax(1), np.arange(len(own))
+    there = other[line, col]
+    return share, np.where(there, col, -1), np.where(there, votes[line, col], 0), np.maximum(weight[line, col], 0) - share
 
+def _mean_by(code, values, n): # (n,) mean of the values of each code; 0 for none
+    code, values = code[code >= 0], values[code >= 0]
+    return np.bincount(code, values, n) / np.maximum(np.bincount(code, minlength=n), 1)
+
+# %% ../../nbs/retrieve/48_slices.ipynb #cb3770c2
+def _judged(res, near, crowd): # per side of `near`, what `_suspicion` says of its rows
+    sizes = [len(o) for o in res.person.values()]
+    person = np.concatenate(list(res.person.values()))
+    code = np.where(person == -1, -1, pd.factorize(person)[0])
+    code = dict(zip(res.person, np.split(code, np.cumsum(sizes)[:-1])))
+    label = {o: np.where(rows >= 0, code['gallery'][rows], -1) for o, rows in near.items()}
+    own = [((label[o] == code[o][:, None]) & (label[o] >= 0)).mean(1) for o in near]
+    trust = _mean_by(np.concatenate([code[o] for o in near]), np.concatenate(own), sum(sizes))
+    trust[code['gallery'][res.gallery.pid.isin(crowd)]] = 0
+    return {o: _suspicion(code[o], label[o], trust) for o in near}
+
+def _suspect_rows(res, source, near, own, col, other, score): # one side's part of the table
+    items = getattr(res, source)
+    like = np.where(col >= 0, near[np.arange(len(col)), col], -1)
+    says = pd.array(res.gallery.pid.to_numpy()[like], dtype='Int64')
+    says[like < 0] = pd.NA
+    like = np.where(like >= 0, res.gallery.path.to_numpy()[like], None)
+    df = items[['path', 'pid', 'cam']].assign(own=own, says=says, other=other, score=score, like=like)
+    df.insert(0, 'row', np.arange(len(df)))
+    df.insert(0, 'source', source)
+    return df[res.person[source] != -1]
+
+# %% ../../nbs/retrieve/48_slices.ipynb #c62b1be01
 @patch
 def suspects(self:ReidResults,
     n:int=10,    # how many, at most
     k:int=5,     # neighbours that vote; not many more than a person has pictures
     source=None, # 'query' or 'gallery' alone; default: both, or queries where there are no features
-) -> pd.DataFrame: # most suspect first, `score` above 0 only: `source`, `row`, `path`, `pid`, `cam`, `own`, `says`, `other`, `score`, and `like`, the closest picture of `says`
+    crowd=(),    # pids that stand for many people, as the distractors' 0 of Market-1501: nobody votes for them
+) -> pd.DataFrame: # rows with a score above 0, most suspect first; `says` is a pid, and `like` the closest picture that bears it
     "Pictures whose neighbours agree on another identity"
     if source not in (None, 'query', 'gallery'): raise ValueError(f"`source` must be 'query', 'gallery' or None, not {source!r}.")
     if k < 1: raise ValueError(f'`k` must be 1 at least, not {k}.')
-    if source == 'gallery' and self.g_feat is None: raise ReidError('Suspects in the gallery need its features, and these results hold none. Evaluate with `keep_feats=True`.')
-    near = dict(query=_query_neighbours(self, k)) | (dict(gallery=_gallery_neighbours(self, k)) if self.g_feat is not None else {})
-    code, _ = pd.factorize(np.concatenate([self.person['gallery'], self.person['query']]))
-    code = dict(gallery=np.where(self.person['gallery'] == -1, -1, code[:len(self.gallery)]), query=code[len(self.gallery):])
-    label = {o: np.where(rows >= 0, code['gallery'][rows], -1) for o, rows in near.items()}
-    own = {o: (code[o] >= 0)[:, None] & (label[o] == code[o][:, None]) for o in near}
-    trust = _mean_by(np.concatenate([code[o] for o in near]), np.concatenate([own[o].mean(1) for o in near]), max(map(np.max, code.values())) + 1)
-    found = [_suspect_rows(self, o, near[o], _suspicion(code[o], label[o], trust)) for o in near if source in (None, o)]
-    df = pd.concat(found, ignore_index=True)
+    if source == 'gallery' and self.g_feat is None:
+        raise ReidError('Suspects in the gallery need its features, and these results hold none. Evaluate with `keep_feats=True`.')
+    near = dict(query=_query_neighbours(self, k))
+    if self.g_feat is not None: near['gallery'] = _gallery_neighbours(self, k)
+    judged = _judged(self, near, crowd)
+    df = pd.concat([_suspect_rows(self, o, near[o], *judged[o]) for o in near if source in (None, o)], ignore_index=True)
     return df[df.score > 0].sort_values('score', ascending=False, kind='stable').head(n).reset_index(drop=True)
-
-# %% ../../nbs/retrieve/48_slices.ipynb #c7409336a
-def _mean_by(code, values, n): # (n,) mean of the values of each code; 0 for none
-    code, values = code[code >= 0], values[code >= 0]
-    return np.bincount(code, values, n) / np.maximum(np.bincount(code, minlength=n), 1)
-
-def _suspect_rows(res, source, near, found): # one side's part of the table
-    (own, col, other, score), items = found, getattr(res, source)
-    like = np.where(col >= 0, near[np.arange(len(col)), col], -1)
-    says = pd.array(res.gallery.pid.to_numpy()[like], dtype='Int64')
-    says[like < 0] = pd.NA
-    path = np.where(like >= 0, res.gallery.path.to_numpy()[like], None)
-    df = pd.DataFrame(dict(source=source, row=np.arange(len(items)), path=items.path, pid=items.pid, cam=items.cam, own=own, says=says, other=other, score=score, like=path))
-    return df[res.person[source] != -1]

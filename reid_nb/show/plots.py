@@ -58,7 +58,8 @@ KINDS = dict( # kind of picture: its colour, its sign, and what it means
     wrong=('#cf2f21', '✗', 'wrong'),
     same_cam=('#7b7b7b', '', 'same cam'),
     junk=('#7b7b7b', '', 'junk'),
-    self=('#7b7b7b', '', 'itself'))
+    self=('#7b7b7b', '', 'itself'),
+    removed=('#7b7b7b', '', 'left out'))
 
 @dataclass(frozen=True)
 class Card:
