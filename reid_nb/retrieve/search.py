@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MADE', 'EMPTY', 'FEW', 'FORMS', 'Pieces', 'rows_where', 'GalleryIndex', 'Approximate']
 
-# %% ../../nbs/retrieve/40_search.ipynb #c9aff365e
+# %% ../../nbs/retrieve/40_search.ipynb #ff3338c0
 import importlib
 import json
 import zlib
@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ..core import ReidError, atomic_path
-from .distance import METRICS, Ready, as_array, as_feats, dist_pairs, dist_tiles, make_ready
+from .distance import METRICS, Ready, as_array, as_feats, dist_pairs, make_ready
+from .few import few_tiles
 from .nearest import Nearest
 from .results import patch, table_from_json, table_to_json
 
-# %% ../../nbs/retrieve/40_search.ipynb #c7a7e5a3e
+# %% ../../nbs/retrieve/40_search.ipynb #c3b99ad08
 class Pieces:
     "Rows of features, made ready for a metric, in pieces that never move"
     def __init__(self, dim, metric, n_bytes=2**25):
@@ -55,8 +56,9 @@ class Pieces:
         cuts = np.searchsorted(slots, [*self.starts, self.n])
         return [(p, a, slots[a:b] - self.starts[p]) for p, (a, b) in enumerate(zip(cuts[:-1], cuts[1:])) if a < b]
 
-    def walk(self, slots, rows=8192):
-        "Yield (j, part): features of `slots` from place `j` on, a view or a copy of `rows` rows at most; `slots` ascend without repeats"
+    def walk(self, slots):
+        "Yield (j, part): features of `slots` from place `j` on, a view or a copy of half a piece at most; `slots` ascend without repeats"
+        rows = max(1, self.room // 2)
         for p, a, at in self._by_part(slots):
             part = self.parts[p]
             if at[-1] - at[0] == len(at) - 1: yield a, part.rows(at[0], at[-1] + 1)
@@ -118,7 +120,7 @@ def rows_where(
     out[at] = True
     return out
 
-# %% ../../nbs/retrieve/40_search.ipynb #f83d0c16
+# %% ../../nbs/retrieve/40_search.ipynb #b39e9c23
 class GalleryIndex:
     "Features of a gallery and a table that says what each row is: finds the rows closest to a query"
     def __init__(self,
@@ -134,6 +136,15 @@ class GalleryIndex:
     def __len__(self): return sum(map(len, self._slots))
     @property
     def dim(self): return self._pieces and self._pieces.dim
+    @property
+    def effort(self):
+        "How hard an approximate search tries: may be set to another whole number at any time"
+        return self._approx and self._approx.effort
+    @effort.setter
+    def effort(self, n):
+        if not self._approx: raise ValueError('An exact search knows no `effort`. Call `approximate` first.')
+        self._approx.effort = int(n)
+
     @property
     def slots(self):
         if len(self._slots) > 1: self._slots = [np.concatenate(self._slots)]
@@ -208,7 +219,7 @@ def add(self:GalleryIndex,
     _append(self._tables, table, _join)
     return self
 
-# %% ../../nbs/retrieve/40_search.ipynb #c9598dfb6
+# %% ../../nbs/retrieve/40_search.ipynb #b23ee0c2
 EMPTY = 'The index has no rows. Fill it first: `index.add(feats, items)`.'
 
 def _queries(index, feats): # query features that fit the index
@@ -221,7 +232,7 @@ def _queries(index, feats): # query features that fit the index
 def _nearest(pieces, q, slots, k): # positions in `slots` and distances, exactly
     best, q = Nearest(len(q), k), make_ready(q, pieces.metric, 'query features')
     for start, part in pieces.walk(slots):
-        for i, j, dist in dist_tiles(q, part): best.add(i, start + j, dist)
+        for i, j, dist in few_tiles(q, part): best.add(i, start + j, dist)
     return best.rows, best.dist
 
 @patch
