@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMOVED', 'FORMAT', 'ReidResults', 'table_to_json', 'table_from_json']
 
-# %% ../../nbs/retrieve/45_results.ipynb #c7f859c7b
+# %% ../../nbs/retrieve/45_results.ipynb #c52d9f358
 import json
 import zipfile
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ReidError, atomic_path, patch
-from .distance import as_array, as_feats, as_source, block_dist, make_ready
+from .distance import as_array, as_feats, as_source, dist_pairs, make_ready
 from .nearest import Nearest
 from .protocol import PROTOCOLS, Protocol
 from .rank import RankStats, Scorer
@@ -170,7 +170,7 @@ def _kinds(self:ReidResults, i, source, rows, gone): # what each of the gallery'
     kind[gone & (self.gallery.path.to_numpy()[rows] == getattr(self, source).path[i])] = 'self'
     return kind
 
-# %% ../../nbs/retrieve/45_results.ipynb #a7c15d58
+# %% ../../nbs/retrieve/45_results.ipynb #c3dc0fa33
 def _smallest(d, k): # columns of the `k` smallest values, of equal ones the earlier first
     cols = np.flatnonzero(d <= np.partition(d, k - 1)[k - 1])
     return cols[np.argsort(d[cols], kind='stable')][:k]
@@ -192,8 +192,8 @@ def _search(self:ReidResults, i, k, removed, source): # rows and distances of th
         raise ReidError(f'Only the {self.near["all_row"].shape[1]} closest items of each query were noted, and no features. For longer lists, or gallery items as queries, '
                         'evaluate with `keep_feats=True`; a larger `topk` gives longer lists, too.')
     if self._ready is None: self._ready = make_ready(self.g_feat, self.metric)
-    feat = self.q_feat if source == 'query' else self.g_feat
-    d = block_dist(make_ready(feat[i:i + 1], self.metric), self._ready)[0]
+    feat, n = self.q_feat if source == 'query' else self.g_feat, len(self.gallery)
+    d = dist_pairs(make_ready(feat[i:i + 1], self.metric), self._ready, np.array([0, n]), np.arange(n))
     gone = self._gone(i, source)
     if not removed: d[gone] = np.inf
     rows = _smallest(d, k)
