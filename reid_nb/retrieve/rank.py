@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIES', 'RankStats', 'Scorer', 'rank_stats']
 
-# %% ../../nbs/retrieve/30_rank.ipynb #b121d468
+# %% ../../nbs/retrieve/30_rank.ipynb #c5ea5707e
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from .distance import as_source
 from .kernels import cached_njit, is_forked
 from .protocol import call_mask, choose_protocol, label_columns, make_parts, matches, not_wrong
 from .single_shot import single_shot
+from .tensors import TensorSource, on_device
 
 # %% ../../nbs/retrieve/30_rank.ipynb #c0d1c03d9
 @cached_njit(fastmath={'reassoc'})
@@ -140,7 +141,7 @@ def _no_match(q, g, protocol, shared): # why no query has a match, and what to d
     why = 'Your items have 1 camera' if n_cam == 1 else f'Your items have {n_cam} cameras, but each identity was seen by one of them only'
     return f"{head} from another camera{some}. {why}; pass `protocol='all'` to keep same-camera matches, or set `cam` per file."
 
-# %% ../../nbs/retrieve/30_rank.ipynb #c0ed8e780
+# %% ../../nbs/retrieve/30_rank.ipynb #c8a8a0256
 class Scorer:
     "Scores queries, tile by tile of their distances; arguments as in `rank_stats`"
     def __init__(self, q_pid, g_pid, q_cam=None, g_cam=None, protocol='market', q_item=None, g_item=None, ties='worst', q_more=None, g_more=None):
@@ -156,23 +157,23 @@ class Scorer:
         order = np.lexsort((t, np.repeat(np.arange(self.shape[0]), np.diff(self.off)))) # stable: columns ascend
         self.col, self.t, self.wrong = self.col[order], t[order], np.zeros(len(t), np.int64)
 
-    def _mask(self, i, j, shape): # what a mask function says of a tile; (b, 0) without one
+    def mask(self, i, j, shape): # what a mask function says of a tile; (b, 0) without one
         if self.protocol.mask is None: return np.empty((shape[0], 0), bool)
         return call_mask(self.protocol, self.q, self.g, slice(i, i + shape[0]), slice(j, j + shape[1]))
 
     def count(self, i, j, dist):
         "Count in a tile `dist` (b, n): queries from `i` on, gallery items from `j` on"
-        args = self.parts, self._mask(i, j, dist.shape), (self.off, self.col, self.t), TIES[self.ties], self.wrong, self.removed, self.n_nan
+        args = self.parts, self.mask(i, j, dist.shape), (self.off, self.col, self.t), TIES[self.ties], self.wrong, self.removed, self.n_nan
         if not is_forked(): return _count_rows(dist, i, j, *args)
         for b, d in enumerate(dist): _count_row(d, i + b, j, args[0], args[1][b], *args[2:5], self.removed[i + b], self.n_nan)
 
     def hide(self, i, j, dist):
         "Make what was taken away infinitely far, in a tile that may be written to"
-        args = self.parts, self._mask(i, j, dist.shape), np.zeros((len(dist), self.removed.shape[1]), np.int64)
+        args = self.parts, self.mask(i, j, dist.shape), np.zeros((len(dist), self.removed.shape[1]), np.int64)
         if not is_forked(): return _hide_rows(dist, i, j, *args)
         for b, d in enumerate(dist): _hide_row(d, i + b, j, *(o if o is self.parts else o[b] for o in args))
 
-# %% ../../nbs/retrieve/30_rank.ipynb #db919006
+# %% ../../nbs/retrieve/30_rank.ipynb #c6a48e8ac
 @patch
 def run(self:Scorer,
     source, # from `as_source`
@@ -186,9 +187,11 @@ def run(self:Scorer,
     t = source.pairs(self.off, self.col)
     if group is not None: t = group.share_matches(self, t)
     self.note(t)
-    for i, j, dist in source.tiles():
-        self.count(i, j, dist)
-        for f in watch: f(i, j, dist)
+    if hasattr(source, 'count') and not watch: source.count(self)
+    else:
+        for i, j, dist in source.tiles():
+            self.count(i, j, dist)
+            for f in watch: f(i, j, dist)
     if group is not None: group.share_counts(self)
     if (rows := np.flatnonzero(self.n_nan)).size:
         raise ReidError(f'{self.n_nan.sum()} distances are NaN, in {len(rows)} rows, first {rows[:3].tolist()}. Look at the features of these queries.')
@@ -212,7 +215,7 @@ def stats(self:Scorer,
     removed = dict(zip(protocol.rules, self.removed.sum(0).tolist()))
     return RankStats(cmc, ap, inp, first, np.diff(self.off), self.removed.sum(1), valid, protocol.name, self.ties, removed, shares)
 
-# %% ../../nbs/retrieve/30_rank.ipynb #c209d4770
+# %% ../../nbs/retrieve/30_rank.ipynb #c22370205
 def rank_stats(
     dist_or_feats, # (n_q, n_g) distances, smaller is closer; or a tuple of features (n_q, d) and (n_g, d)
     q_pid,         # (n_q,) identities, whole numbers
@@ -232,6 +235,7 @@ def rank_stats(
     "Score the list of each query"
     if max_rank < 1: raise ValueError(f'`max_rank` must be 1 at least, not {max_rank}.')
     scorer = Scorer(q_pid, g_pid, q_cam, g_cam, protocol, q_item, g_item, ties, q_more, g_more)
-    source = as_source(dist_or_feats, metric)
+    on_gpu = any(map(on_device, dist_or_feats if isinstance(dist_or_feats, tuple) else (dist_or_feats,)))
+    source = (TensorSource if on_gpu else as_source)(dist_or_feats, metric)
     scorer.run(source, group=group)
     return scorer.stats(max_rank, source)
