@@ -238,7 +238,7 @@ def _try_pairs(answer): # {query row: gallery rows that market removes}
     for (i, j), why in _WHY.items():
         if (j in said.get(i, ())) != (j in _GONE[i]): return f'Query {i}, gallery row {j}: think again. It {"goes" if j in _GONE[i] else "stays"}, because {why}.'
 
-# %% ../nbs/85_course.ipynb #c437f39d
+# %% ../nbs/85_course.ipynb #c4957d2aa
 def _toy_columns(seed): # columns of queries (b, 1) and gallery (1, n), as a mask function gets them
     rng = np.random.default_rng(seed)
     def cols(n, shape): return dict(pid=rng.integers(0, 3, n).reshape(shape), cam=rng.integers(0, 2, n).astype(float).reshape(shape), time=(15 * rng.integers(0, 16, n)).reshape(shape))
@@ -259,12 +259,13 @@ _MASK_SLIPS = ((lambda q, g: (q['cam'] == g['cam']) & _soon(q, g), 'It takes oth
 
 def _toy_splits(seed): # rows of two datasets, some people on both sides
     rng = np.random.default_rng(seed)
-    return (pd.DataFrame(dict(dset=rng.choice(['a', 'b'], 24), pid=rng.integers(-1, 6, 24), split=rng.choice(['train', 'query', 'gallery'], 24))),)
+    return (pd.DataFrame(dict(dset=rng.choice(['a', 'b'], 12), pid=rng.integers(-1, 4, 12), split=rng.choice(['train', 'query', 'gallery'], 12))),)
 
 def _persons(items, *splits): return set(zip(*items[items.split.isin(splits)][['dset', 'pid']].T.values.tolist()))
 def _leaked(items): return {o for o in _persons(items, 'train') & _persons(items, 'query', 'gallery') if o[1] != -1}
 
-_LEAK_SLIPS = ((lambda items: _persons(items, 'train') & _persons(items, 'query', 'gallery'), 'Junk, -1, is no person.'),
+_LEAK_SLIPS = ((lambda items: set(items.pid[items.split == 'train']) & set(items.pid[items.split != 'train']), 'A number alone names nobody (a person is a dataset and a number), and -1 is junk.'),
+               (lambda items: _persons(items, 'train') & _persons(items, 'query', 'gallery'), 'Junk, -1, is no person.'),
                (lambda items: {o for o in _persons(items, 'train') & _persons(items, 'query') if o[1] != -1}, 'The gallery is searched, too: nobody in it should have been trained on.'),
                (lambda items: {o for o in _persons(items, 'query', 'gallery') if o[1] in set(items.pid[items.split == 'train']) and o[1] != -1},
                 'Person 3 of one dataset is not person 3 of another: a person is a dataset and a number.'),
