@@ -59,7 +59,7 @@ def graph_rerank(
     in_threads(_graph_rows, src.n_q, tuple(A), tuple(turn_rows(A, src.n_q)), found.far, float(lambda_value), found.dist)
     return found.dist
 
-# %% ../../nbs/retrieve/38_expand.ipynb #c8796917b
+# %% ../../nbs/retrieve/38_expand.ipynb #daf4b3e6
 @cached_njit(nogil=True)
 def _mean_rows(lo, hi, own, x, rows, weight, out): # sums of directions, scaled to length one; `own` (n, d) comes along unless it is empty
     for i in range(lo, hi):
@@ -73,11 +73,17 @@ def _mean_rows(lo, hi, own, x, rows, weight, out): # sums of directions, scaled 
 def _weight(dist, alpha): # (n, k) float32; what is past a right angle weighs nothing
     return np.maximum(1 - dist, 0)**np.float32(alpha) if alpha else np.ones_like(dist)
 
+def _means(own, x, rows, dist, alpha): # (n, d) for lists (n, k) of rows of `x` and their distances
+    own, x, out = own.view(), x.view(), np.empty((len(rows), x.shape[1]), np.float32)
+    own.flags.writeable = x.flags.writeable = False # numba has another type for read-only arrays; with one type it compiles once
+    in_threads(_mean_rows, len(rows), own, x, rows.astype(np.int32), _weight(dist, alpha), out)
+    return out
+
 def _check(k, alpha):
     if k < 1: raise ValueError(f'`k` must be 1 at least, not {k}.')
     if not 0 <= alpha < np.inf: raise ValueError(f'`alpha` must be 0 (all weigh the same) or more, not {alpha}.')
 
-# %% ../../nbs/retrieve/38_expand.ipynb #bf8e0069
+# %% ../../nbs/retrieve/38_expand.ipynb #c34b9f52d
 def expand_queries(
     q_feat, # (n_q, d) numbers
     g_feat, # (n_g, d) numbers
@@ -89,9 +95,7 @@ def expand_queries(
     q, g = as_feats(q_feat, 'query features'), as_feats(g_feat, 'gallery features')
     if not len(g): raise ReidError('There are no gallery items.')
     rows, dist = k_nearest(q, g, min(k, len(g)))
-    out = np.empty_like(q)
-    in_threads(_mean_rows, len(q), q, g, rows.astype(np.int32), _weight(dist, alpha), out)
-    return out
+    return _means(q, g, rows, dist, alpha)
 
 def augment_gallery(
     g_feat, # (n_g, d) numbers
@@ -102,6 +106,5 @@ def augment_gallery(
     _check(k, alpha)
     g = as_feats(g_feat, 'gallery features')
     if not len(g): return g
-    found, out = look(AllFeats(g), min(k + 1, len(g))), np.empty_like(g) # an item is its own nearest
-    in_threads(_mean_rows, len(g), g[:0], g, found.rows, _weight(found.near, alpha), out)
-    return out
+    found = look(AllFeats(g), min(k + 1, len(g))) # an item is its own nearest
+    return _means(g[:0], g, found.rows, found.near, alpha)

@@ -26,13 +26,14 @@ def _grown(R, half): # `R`, with the sets `half` of those members that have more
     joins = R & (3 * both > 2 * half.sum(1))
     return R | (joins.astype(np.float32) @ half.astype(np.float32) > 0)
 
-# %% ../../nbs/retrieve/37_rerank.ipynb #efaae43a
+# %% ../../nbs/retrieve/37_rerank.ipynb #c5f28208c
 def _weights(d): # (m,) weights of members at the distances `d`
     w = np.exp(-d)
     return w / w.sum()
 
-def _jaccard(v, V): # (n,) distances of the weights `v` (m,) from each row of `V` (n, m), added up from left to right
-    low = np.cumsum(np.minimum(v, V), axis=1)[:, -1]
+def _jaccard(v, V): # (n,) distances of the weights `v` (m,) from each row of `V` (n, m)
+    low = np.zeros(len(V), np.float32)
+    for c in np.flatnonzero(v): low += np.minimum(v[c], V[:, c])
     return 1 - low / (2 - low) # both sum to 1: the larger weights sum to 2 - low
 
 # %% ../../nbs/retrieve/37_rerank.ipynb #b9fd85fb
@@ -47,7 +48,7 @@ def _check(k1, k2, lambda_value, convention):
 def _check_square(far):
     if far.max() > 1e18: raise ReidError(f'Distances go up to {far.max():.1e}, too large to be squared. Divide them by a constant.')
 
-# %% ../../nbs/retrieve/37_rerank.ipynb #ac0ce173
+# %% ../../nbs/retrieve/37_rerank.ipynb #c49a380e9
 def k_reciprocal_dense(
     q_g, # (n_q, n_g) distances from queries to gallery
     q_q, # (n_q, n_q) distances among queries
@@ -69,7 +70,8 @@ def k_reciprocal_dense(
     V = np.zeros_like(dist)
     for v, members, d in zip(V, _grown(_mutual(rank, k1 + 1), _mutual(rank, _half(k1))), dist): v[members] = _weights(d[members])
     if k2 > 1: V = np.stack([V[r].mean(0) for r in rank[:, :k2]])
-    jaccard = np.stack([_jaccard(v, V[n_q:]) for v in V[:n_q]])
+    gallery = np.asfortranarray(V[n_q:]) # its columns in one piece each
+    jaccard = np.stack([_jaccard(v, gallery) for v in V[:n_q]])
     return jaccard * np.float32(1 - lambda_value) + dist[:n_q, n_q:] * np.float32(lambda_value)
 
 # %% ../../nbs/retrieve/37_rerank.ipynb #c9bd8ce53
