@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Calibration', 'calibrate', 'reliability']
 
-# %% ../../nbs/retrieve/38_calibrate.ipynb #c9db35a8e
+# %% ../../nbs/retrieve/38_calibrate.ipynb #a879a900
 import importlib
 import zipfile
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import ReidError, atomic_path
+from ..core import ReidError, atomic_path, patch
 from .distance import as_array
 from .verify import PairCounts
 
@@ -98,11 +98,6 @@ def reliability(
     kept = weight > 0
     with np.errstate(invalid='ignore'): df = dict(said=said / weight, was=w_same / weight, weight=weight)
     return pd.DataFrame(dict(df, same=n_same.astype(np.int64), different=n_diff.astype(np.int64)))[kept].reset_index(drop=True)
-
-# %% ../../nbs/retrieve/38_calibrate.ipynb #c20e4812a
-def patch(f): # a method (or with `cls` a class method) beside the idea that needs it, as fastcore's `patch`; this room imports no fastcore
-    kind, cls = next(iter(f.__annotations__.items()))
-    setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)
 
 # %% ../../nbs/retrieve/38_calibrate.ipynb #c10f7e991
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PairCounts', 'pair_counts', 'Rates', 'EER']
 
-# %% ../../nbs/retrieve/35_verify.ipynb #c6b63d836
+# %% ../../nbs/retrieve/35_verify.ipynb #c71fca9db
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numba import get_num_threads, prange
 
-from ..core import ReidError
+from ..core import ReidError, patch
 from .distance import as_array, dist_tiles
 from .kernels import cached_njit, is_forked
 from .protocol import call_mask, choose_protocol, label_columns, make_parts, not_wrong
@@ -175,11 +175,6 @@ def pair_counts(
     cells = np.union1d(np.flatnonzero(counts), (_orders(same) >> _LOW) + _N_CELL // 2)
     lo, diff = (cells - _N_CELL // 2) << _LOW, counts[cells]
     return PairCounts(_floats(lo), _floats(lo + 2**_LOW - 1), diff, same, protocol.name, metric if isinstance(dist_or_feats, tuple) else 'given', again)
-
-# %% ../../nbs/retrieve/35_verify.ipynb #c20e4812a
-def patch(f): # a method (or with `cls` a class method) beside the idea that needs it, as fastcore's `patch`; this room imports no fastcore
-    kind, cls = next(iter(f.__annotations__.items()))
-    setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)
 
 # %% ../../nbs/retrieve/35_verify.ipynb #acbb3f26
 class Rates(NamedTuple):
