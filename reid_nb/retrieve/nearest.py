@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Nearest', 'k_nearest']
 
-# %% ../../nbs/retrieve/28_nearest.ipynb #bcf7830f
+# %% ../../nbs/retrieve/28_nearest.ipynb #fff10d37
 import numpy as np
 from numba import prange
 
-from .distance import dist_tiles
+from .distance import Ready, dist_tiles
 from .kernels import cached_njit, is_forked
 
-# %% ../../nbs/retrieve/28_nearest.ipynb #c80e8eb9
+# %% ../../nbs/retrieve/28_nearest.ipynb #c47079312
 @cached_njit
-def _nearest_row(d, j0, rows, near): # fills `rows` and `near` (k,), sorted; of equal distances the smaller row first
+def _nearest_row(d, j, rows, near): # fills `rows` and `near` (k,), sorted; of equal distances the smaller row first
     k = len(rows)
     for c in range(len(d)):
         if not d[c] < near[k - 1]: continue
@@ -22,33 +22,37 @@ def _nearest_row(d, j0, rows, near): # fills `rows` and `near` (k,), sorted; of 
         while s > 0 and near[s - 1] > d[c]:
             near[s], rows[s] = near[s - 1], rows[s - 1]
             s -= 1
-        near[s], rows[s] = d[c], j0 + c
+        near[s], rows[s] = d[c], j + c
 
 @cached_njit(parallel=True)
-def _nearest_rows(dist, j0, rows, near):
-    for b in prange(len(dist)): _nearest_row(dist[b], j0, rows[b], near[b])
+def _nearest_rows(dist, j, rows, near):
+    for b in prange(len(dist)): _nearest_row(dist[b], j, rows[b], near[b])
 
-# %% ../../nbs/retrieve/28_nearest.ipynb #c4836bd4b
+# %% ../../nbs/retrieve/28_nearest.ipynb #dc2a9861
 class Nearest:
     "Keeps the `k` closest gallery rows of each query, from tiles that come with ascending gallery rows"
-    def __init__(self, n_q, k):
+    def __init__(self,
+        n_q:int, # queries
+        k:int,   # how many to keep
+    ):
         if k < 1: raise ValueError(f'`k` must be 1 at least, not {k}.')
-        self.rows, self.dist = np.full((n_q, k), -1, np.int64), np.full((n_q, k), np.inf, np.float32)
+        self.rows, self.dist = np.full((n_q, k), -1, np.int64), np.full((n_q, k), np.inf, np.float32) # closest first; -1 and inf where there are fewer
 
     def add(self, i, j, dist):
-        "Look at a tile (b, n) of float32 distances: queries from `i` on, gallery items from `j` on; inf takes an item out"
+        "Look at a tile (b, n) of distances: queries from `i` on, gallery items from `j` on; inf and NaN never enter"
         rows, near = self.rows[i:i + len(dist)], self.dist[i:i + len(dist)]
         if not is_forked(): _nearest_rows(dist, j, rows, near)
         else:
             for b, d in enumerate(dist): _nearest_row(d, j, rows[b], near[b])
 
+# %% ../../nbs/retrieve/28_nearest.ipynb #c6f6fd505
 def k_nearest(
-    q_feat, # (n_q, d) numbers
-    g_feat, # (n_g, d) numbers
+    q_feat, # (n_q, d) numbers, or made ready
+    g_feat, # (n_g, d) numbers, or made ready
     k:int,  # how many
-    metric:str='cosine', # see `reid_nb.retrieve.distance`
+    metric='cosine', # see `reid_nb.retrieve.distance`
 ): # rows (n_q, k) int64 and distances (n_q, k) float32, closest first, of equal distances the smaller row first; -1 and inf where the gallery has fewer
     "The `k` gallery items closest to each query, exactly"
-    best = Nearest(len(q_feat), k)
+    best = Nearest(len(q_feat.x if isinstance(q_feat, Ready) else q_feat), k)
     for i, j, dist in dist_tiles(q_feat, g_feat, metric): best.add(i, j, dist)
     return best.rows, best.dist
