@@ -66,6 +66,9 @@ def test_conditions_in_other_forms():
     _, items = world()
     assert rows_where(items, lambda o: o.cam > 0).tolist() == (items.cam > 0).fillna(False).tolist() # <NA> is not meant
     assert rows_where(items, dict(time=('2026-05-01 01:00', None))).tolist() == (items.time >= T).tolist()
+    some = items.time[[3, 77]]
+    assert rows_where(items, dict(time=[str(o) for o in some])).tolist() == rows_where(items, dict(time=list(some))).tolist() == items.time.isin(some).tolist()
+    assert not rows_where(items, dict(time=[])).any()
     assert rows_where(items, 3).sum() == 1 and not rows_where(items, []).any() and rows_where(items).all()
 
 
@@ -431,7 +434,7 @@ def faiss(): return pytest.importorskip('faiss', reason='faiss is not installed:
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('metric', METRICS)
 def test_approximate_forms_find_most_and_measure_exactly(faiss, monkeypatch, form, metric):
-    monkeypatch.setattr(module, 'FEW', 0)
+    monkeypatch.setattr(module, 'FEW_ROWS', 0)
     feats, items = people()
     index = GalleryIndex(metric).add(feats[:1200], items[:1200]).approximate(form, effort={'ivf': 30, 'pq': 30, 'hnsw': 80}.get(form), cells=30)
     index.add(feats[1200:], items[1200:])
@@ -447,7 +450,7 @@ def test_approximate_forms_find_most_and_measure_exactly(faiss, monkeypatch, for
 
 
 def test_an_approximate_answer_is_never_short(faiss, monkeypatch):
-    monkeypatch.setattr(module, 'FEW', 0)
+    monkeypatch.setattr(module, 'FEW_ROWS', 0)
     feats, items = people()
     index = GalleryIndex().add(feats, items).approximate('ivf', effort=1, cells=37) # a cell has some 40 rows
     rows, dist = index.search(feats[:20], 400)
@@ -465,7 +468,7 @@ def test_filters_that_leave_few_rows_are_exact(faiss):
 
 @pytest.mark.parametrize('form', FORMS)
 def test_an_approximate_form_is_the_same_each_time_and_after_a_file(faiss, tmp_path, monkeypatch, form):
-    monkeypatch.setattr(module, 'FEW', 0)
+    monkeypatch.setattr(module, 'FEW_ROWS', 0)
     feats, items = people()
     def make():
         o = GalleryIndex(threshold=.2).add(feats[:1000], items[:1000])
