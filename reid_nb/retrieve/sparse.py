@@ -95,7 +95,7 @@ def _n_below(d, t, top): # how many of `d` are below `t`; and `top` is raised to
         top[c] = v if v > top[c] else top[c]
     return n
 
-# %% ../../nbs/retrieve/36_sparse.ipynb #c3ce2207
+# %% ../../nbs/retrieve/36_sparse.ipynb #c070d1eb9
 @cached_njit(nogil=True)
 def _look_rows(lo, hi, tile, j, rows, near, far): # rows `lo` to `hi` of a tile whose columns are the items from `j` on
     k, t, top = rows.shape[1], np.empty(128, np.float32), np.empty(128, np.float32)
@@ -111,10 +111,10 @@ def _look_rows(lo, hi, tile, j, rows, near, far): # rows `lo` to `hi` of a tile 
 
 @cached_njit(nogil=True)
 def _look_cols(lo, hi, tile, i, rows, near, far): # columns `lo` to `hi` of a tile whose rows are the items from `i` on
-    k, t = rows.shape[1], near[:, -1].copy()
+    k, t = rows.shape[1], near[lo:hi, -1].copy()
     for c0 in range(lo, hi, 256):
         c1 = min(c0 + 256, hi)
-        last, top = t[c0:c1], far[c0:c1]
+        last, top = t[c0 - lo:c1 - lo], far[c0:c1]
         for b in range(len(tile)):
             d = tile[b, c0:c1]
             if _n_below(d, last, top) == 0: continue
