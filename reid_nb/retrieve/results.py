@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMOVED', 'FORMAT', 'ReidResults', 'table_to_json', 'table_from_json']
 
-# %% ../../nbs/retrieve/45_results.ipynb #c52d9f358
+# %% ../../nbs/retrieve/45_results.ipynb #c638e128f
 import json
 import zipfile
 from pathlib import Path
@@ -18,6 +18,7 @@ from .distance import as_array, as_feats, as_source, dist_pairs, make_ready
 from .nearest import Nearest
 from .protocol import PROTOCOLS, Protocol
 from .rank import RankStats, Scorer
+from .verify import PairCounts, pair_counts as count_pairs
 
 # %% ../../nbs/retrieve/45_results.ipynb #c4a483595
 def _tidy(items, name): # an item table with a fresh index, and a camera column even if nothing is known
@@ -64,10 +65,13 @@ class ReidResults:
     def __repr__(self): return self._frame().to_string(float_format='{:.4f}'.format)
     def _repr_html_(self): return self._frame().to_html(float_format='{:.4f}'.format)
 
-# %% ../../nbs/retrieve/45_results.ipynb #b48663e0
-def _scorer(query, gallery, person, protocol, ties): # a `Scorer` that knows all columns which both tables have
+# %% ../../nbs/retrieve/45_results.ipynb #c827edc7
+def _labels(query, gallery, person): # arguments of `Scorer` and `pair_counts`, with all columns that both tables have
     both = [o for o in query if o in gallery and o not in ('path', 'pid', 'cam', 'split')]
-    return Scorer(*person, query.cam, gallery.cam, protocol, query.path, gallery.path, ties, {o: query[o] for o in both}, {o: gallery[o] for o in both})
+    sides = dict(q=(query, person[0]), g=(gallery, person[1]))
+    return {f'{k}_{o}': v for k, (t, pid) in sides.items() for o, v in dict(pid=pid, cam=t.cam, item=t.path, more={c: t[c] for c in both}).items()}
+
+def _scorer(query, gallery, person, protocol, ties): return Scorer(**_labels(query, gallery, person), protocol=protocol, ties=ties)
 
 def _walk(source, query, gallery, protocol, topk, ties): # RankStats, the closest items with and without removed ones, and the protocol
     scorer = _scorer(query, gallery, _person_codes(query, gallery), protocol, ties)
@@ -157,6 +161,15 @@ def worst(self:ReidResults,
 def failures(self:ReidResults) -> pd.DataFrame: # rows of `per_query`
     "The valid queries whose first place is wrong"
     return self.per_query[self.stats.valid & (self.stats.first > 1)]
+
+# %% ../../nbs/retrieve/45_results.ipynb #c693a7a56
+@patch
+def pair_counts(self:ReidResults) -> PairCounts: # raises `ReidError` without features
+    "Count all pairs that take part, by distance and by whether they show the same person"
+    if self.q_feat is None: raise ReidError('Distances of all pairs need the features, and these results hold none. Make them with `keep_feats=True`.')
+    if self.rules is None: raise ReidError(f'The mask function of protocol {self.protocol!r} was not kept in the file. Set `rules` to the `Protocol` again.')
+    labels = _labels(self.query, self.gallery, [self.person[o] for o in ('query', 'gallery')])
+    return count_pairs((self.q_feat, self.g_feat), **labels, protocol=self.rules._replace(repeats=0), metric=self.metric)
 
 # %% ../../nbs/retrieve/45_results.ipynb #b1a54a5d
 REMOVED = ('same_cam', 'junk', 'self', 'removed') # kinds of items that take no part

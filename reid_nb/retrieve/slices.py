@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_KINDS']
 
-# %% ../../nbs/retrieve/48_slices.ipynb #c071a4e54
+# %% ../../nbs/retrieve/48_slices.ipynb #c2f16671
 import numpy as np
 import pandas as pd
 
@@ -13,19 +13,17 @@ from ..core import ReidError, patch
 from .compare import figure_values, mean_interval
 from .distance import as_array
 from .nearest import k_nearest
-from .rank import rank_stats
+from .rank import NoMatch, rank_stats
 from .results import ReidResults
 
-# %% ../../nbs/retrieve/48_slices.ipynb #c81e1f19b
+# %% ../../nbs/retrieve/48_slices.ipynb #c57fffff8
 def _scored(res, dist, rows, protocol): # APs and hits at rank 1 where only the gallery `rows` take part, nan where there is no match
     query, gallery = res.query, res.gallery.iloc[rows]
     more = [{o: t[o] for o in t if o in query and o in gallery and o not in ('path', 'pid', 'cam')} for t in (query, gallery)]
     try:
         s = rank_stats((res.q_feat, res.g_feat[rows]) if dist is None else dist[:, rows], res.person['query'], res.person['gallery'][rows],
                        query.cam, gallery.cam, protocol, 1, res.metric, query.path, gallery.path, res.stats.ties, *more)
-    except ReidError as e:
-        if 'no gallery image of the same identity' not in str(e): raise
-        return np.full((2, len(res.query)), np.nan)
+    except NoMatch: return np.full((2, len(res.query)), np.nan)
     return figure_values(s, ('mAP', 'rank1')).T
 
 @patch

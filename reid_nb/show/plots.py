@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'INK', 'KINDS', 'thumbnail', 'Card', 'RankView', 'rank_view', 'draw_view', 'rank_image', 'query_order',
            'show_ranks', 'save_ranks', 'plot_cmc', 'distance_hist', 'plot_distances']
 
-# %% ../../nbs/show/10_plots.ipynb #c1a648c5f
+# %% ../../nbs/show/10_plots.ipynb #cf7806ba
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,6 @@ from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core import ReidError, atomic_path
-from ..retrieve.distance import dist_blocks
 from ..retrieve.rank import rank_stats
 from ..retrieve.results import ReidResults
 
@@ -295,32 +294,13 @@ def plot_cmc(
 
 patch_to(ReidResults)(plot_cmc)
 
-# %% ../../nbs/show/10_plots.ipynb #a8539520
-def _blocks(res, block): # for some queries at a time: (b, n_g) distances, which pairs count, and which are the same person
-    if res.q_feat is None: raise ReidError('Distances of all pairs need the features, and these results hold none. Make them with `keep_feats=True`.')
-    (qp, gp), (qc, gc) = ([o['query'], o['gallery']] for o in (res.person, res.camera)) # as `ranking` knows persons and cameras
-    qi, gi = np.split(pd.factorize(pd.concat([res.query.path, res.gallery.path]))[0], [len(qp)])
-    for a, dist in dist_blocks(res.q_feat, res.g_feat, res.metric, block):
-        s = slice(a, a + len(dist))
-        same = qp[s, None] == gp
-        gone = (qi[s, None] == gi) | (gp == -1)
-        if res.protocol == 'market': gone |= same & (qc[s, None] == gc)
-        yield dist, ~gone, same
-
+# %% ../../nbs/show/10_plots.ipynb #c20f730b9
 def distance_hist(
     res:ReidResults, # with features
     bins:int=60,     # between the smallest and the largest distance
-    block:int=None,  # queries at a time; default: as many as fit in 32 MB
 ) -> pd.DataFrame: # a row per bin: `lo`, `hi`, and the pairs counted as `same` and `different`; raises `ReidError` without features
-    "Count the distances between queries and gallery, block by block"
-    ends = [(d[use].min(), d[use].max()) for d, use, _ in _blocks(res, block) if use.any()]
-    lo, hi = min(o[0] for o in ends), max(o[1] for o in ends)
-    edges = np.linspace(lo, hi if hi > lo else lo + 1, bins + 1)
-    n = np.zeros((2, bins), np.int64)
-    for d, use, same in _blocks(res, block):
-        at = np.clip(((d - edges[0]) * (bins / (edges[-1] - edges[0]))).astype(np.int64), 0, bins - 1)
-        for row, keep in enumerate((use & same, use & ~same)): n[row] += np.bincount(at[keep], minlength=bins)
-    return pd.DataFrame(dict(lo=edges[:-1], hi=edges[1:], same=n[0], different=n[1]))
+    "Count the distances between queries and gallery"
+    return res.pair_counts().histogram(bins)
 
 # %% ../../nbs/show/10_plots.ipynb #c621a82f4
 def plot_distances(
