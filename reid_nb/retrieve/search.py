@@ -108,10 +108,10 @@ def _fits_all(items, where):
         except TypeError as e: raise ReidError(f'Column {name!r} ({kind}) can\'t be compared with {want!r}: {e}.') from None
     return out
 
-# %% ../../nbs/retrieve/40_search.ipynb #cafc0b66
+# %% ../../nbs/retrieve/40_search.ipynb #c709bbcee
 def rows_where(
     items:pd.DataFrame, # n rows
-    where=None,         # dict of column to value, [values] or (first, last); a function of the table that says True or False of each row; such an array; row numbers; None: all
+    where=None,         # dict of column to value, [values] or (first, last); function of the table that gives (n,) bool; such an array; row numbers; None: all
 ) -> np.ndarray: # (n,) bool; raises `ReidError` for an unknown column, a wrong length or a row that isn't there
     "Say for each row of `items` whether it is meant by `where`"
     if where is None: return np.ones(len(items), bool)
@@ -121,20 +121,22 @@ def rows_where(
     if at.dtype == bool and at.shape == (len(items),): return at
     if at.dtype == bool: raise ReidError(f'The condition has the shape {at.shape}, the index has {len(items)} rows. It needs one True or False per row.')
     if not at.size: at = at.astype(np.int64)
-    if at.dtype.kind not in 'iu' or at.ndim != 1: raise ValueError(f'`where` must be a dict, a function, or an array of bool or row numbers, not {at.dtype} of shape {at.shape}.')
+    if at.dtype.kind not in 'iu' or at.ndim != 1: 
+        raise ValueError(f'`where` must be a dict, a function, or an array of bool or row numbers, not {at.dtype} of shape {at.shape}.')
     if (bad := at[(at < 0) | (at >= len(items))]).size: raise ReidError(f'There is no row {bad[0]}: the index has the rows 0 to {len(items) - 1}.')
     out = np.zeros(len(items), bool)
     out[at] = True
     return out
 
-# %% ../../nbs/retrieve/40_search.ipynb #b39e9c23
+# %% ../../nbs/retrieve/40_search.ipynb #d9c47374
 class GalleryIndex:
     "Features of a gallery and a table that says what each row is: finds the rows closest to a query"
     def __init__(self,
         metric='cosine',       # one of `reid_nb.retrieve.distance.METRICS`, or a function of two blocks of features (exact search only; not saved)
         threshold:float=None,  # the largest distance of one and the same person: see `same_person`
     ):
-        if not callable(metric) and metric not in METRICS: raise ValueError(f'`metric` must be one of {METRICS} or a function of two blocks of features, not {metric!r}.')
+        if not callable(metric) and metric not in METRICS:
+            raise ValueError(f'`metric` must be one of {METRICS} or a function of two blocks of features, not {metric!r}.')
         self.metric, self.threshold = metric, threshold
         self._pieces = None                    # features, from the first `add` on
         self._slots = [np.empty(0, np.int64)]  # where in `_pieces` each row is, ascending; arrays not yet put together
@@ -164,9 +166,10 @@ class GalleryIndex:
 
     def __repr__(self):
         form, name = self._approx.form if self._approx else 'exact', getattr(self.metric, '__name__', self.metric)
-        return f'GalleryIndex({name}, {form}): {len(self):,} rows of {self.dim or "any number of"} dimensions' + (f', threshold {self.threshold:.4f}' if self.threshold is not None else '')
+        threshold = '' if self.threshold is None else f', threshold {self.threshold:.4f}'
+        return f'GalleryIndex({name}, {form}): {len(self):,} rows of {self.dim or "any number of"} dimensions{threshold}'
 
-# %% ../../nbs/retrieve/40_search.ipynb #f40a9164
+# %% ../../nbs/retrieve/40_search.ipynb #c100434b9
 _MADE = ('query', 'rank', 'row', 'dist', 'score', 'same') # columns that `query` makes
 
 def _join(tables): # one table from several with the same columns
@@ -187,6 +190,10 @@ def _sort_of(dtype): # what may stand in one column together
         if getattr(pd.api.types, f'is_{sort}_dtype')(dtype): return 'numbers' if sort in ('bool', 'numeric') else sort
     return 'categories' if isinstance(dtype, pd.CategoricalDtype) else 'text or objects'
 
+def _check_dim(index, x, name='The'): # `x` (n, d) fits an index that has features
+    if index.dim not in (None, x.shape[1]):
+        raise ReidError(f'{name} features have {x.shape[1]} dimensions, the index {index.dim}. All must come from the same model.')
+
 def _check_table(items, before): # a copy with a fresh index that fits under the tables `before`
     if 'path' not in items: raise ReidError(f'The table needs a column `path`, which names what is found. Found: {list(items)}.')
     if clash := [o for o in _MADE if o in items]: raise ReidError(f'The columns {clash} have names that `query` gives to its own: rename or drop them.')
@@ -194,21 +201,23 @@ def _check_table(items, before): # a copy with a fresh index that fits under the
     first = before[0]
     if set(items) != set(first): raise ReidError(f'The table has the columns {list(items)}, the index {list(first)}. They must be the same.')
     for o in first:
-        if _sort_of(items[o].dtype) != _sort_of(first[o].dtype): raise ReidError(f'Column {o!r} is {items[o].dtype}, in the index {first[o].dtype}. Convert it first.')
+        if _sort_of(items[o].dtype) != _sort_of(first[o].dtype):
+            raise ReidError(f'Column {o!r} is {items[o].dtype}, in the index {first[o].dtype}. Convert it first.')
     return items[list(first)].reset_index(drop=True)
 
-# %% ../../nbs/retrieve/40_search.ipynb #c094b285f
+# %% ../../nbs/retrieve/40_search.ipynb #bb0ea9f0
 @patch
 def add(self:GalleryIndex,
     feats,               # (n, d) numbers
     items:pd.DataFrame,  # n rows with `path` and any other columns, the same in each call
-    copy:bool=True,      # copy the features? An array of float32 may also stay where it is, on disk for example (`np.memmap`); then it must not change
+    copy:bool=True,      # copy the features? Rows of float32 may stay where they are, in a file (`np.memmap`) for example, if they don't change there
 ) -> 'GalleryIndex': # itself; raises `ReidError` where values are not finite, or features and table don't fit each other or the index
     "Append rows"
     x = as_array(feats)
     if x.ndim != 2: as_feats(x)
-    if len(x) != len(items): raise ReidError(f'There are {len(x)} features for {len(items)} rows of the table. Each row needs its feature, in the order of the table.')
-    if self.dim and x.shape[1] != self.dim: raise ReidError(f'The features have {x.shape[1]} dimensions, the index {self.dim}. All must come from the same model.')
+    if len(x) != len(items):
+        raise ReidError(f'There are {len(x)} features for {len(items)} rows of the table. Each row needs its feature, in the order of the table.')
+    _check_dim(self, x)
     if not (copy or x.dtype == np.float32 and x.flags.c_contiguous):
         raise ValueError(f'Features of {x.dtype}, strides {x.strides}, can\'t stay where they are: they must be float32, one row after another. Pass `copy=True`.')
     table, pieces = _check_table(items, self._tables), self._pieces or Pieces(x.shape[1], self.metric)
@@ -226,14 +235,14 @@ def add(self:GalleryIndex,
     _append(self._tables, table, _join)
     return self
 
-# %% ../../nbs/retrieve/40_search.ipynb #c9a857b8b
+# %% ../../nbs/retrieve/40_search.ipynb #c55ee03c5
 _EMPTY = 'The index has no rows. Fill it first: `index.add(feats, items)`.'
 
 def _queries(index, feats): # query features that fit the index
     if not len(index): raise ReidError(_EMPTY)
     x = as_array(feats)
     q = as_feats(x[None] if x.ndim == 1 else x, 'query features')
-    if q.shape[1] != index.dim: raise ReidError(f'Query features have {q.shape[1]} dimensions, the index {index.dim}. Both must come from the same model.')
+    _check_dim(index, q, 'Query')
     return q
 
 def _nearest(pieces, q, slots, k): # positions in `slots` and distances, exactly
@@ -305,7 +314,7 @@ def remove(self:GalleryIndex,
     self._pieces.free(self.slots)
     return int(gone.sum())
 
-# %% ../../nbs/retrieve/40_search.ipynb #c8ff3fd58
+# %% ../../nbs/retrieve/40_search.ipynb #c089cc522
 @patch
 def same_person(self:GalleryIndex,
     a, # (n, d) features, or (d,) for one
@@ -313,10 +322,11 @@ def same_person(self:GalleryIndex,
 ) -> np.ndarray: # (n,) bool; one bool for two single features. Raises `ReidError` without a threshold
     "Say whether two pictures show the same person: is their distance at most `threshold`?"
     if self.threshold is None:
-        raise ReidError('The index has no threshold. Choose one on pairs of known people, for example `index.threshold = pair_counts(…).threshold_for(fpr=1e-3)` of `reid_nb.retrieve.verify`.')
+        raise ReidError('The index has no threshold. Choose one on pairs of known people, for example '
+                        '`index.threshold = pair_counts(…).threshold_for(fpr=1e-3)` of `reid_nb.retrieve.verify`.')
     one = as_array(a).ndim == as_array(b).ndim == 1
     a, b = (make_ready(np.atleast_2d(as_array(o)), self.metric) for o in (a, b))
-    if self.dim and len(bad := {a.x.shape[1], b.x.shape[1]} - {self.dim}): raise ReidError(f'The features have {bad.pop()} dimensions, the index {self.dim}. Both must come from the same model.')
+    for o in (a, b): _check_dim(self, o.x)
     n = len(a.x)
     if len(b.x) not in (1, n): raise ReidError(f'{n} features can\'t be paired with {len(b.x)}: give as many, or one.')
     same = dist_pairs(a, b, np.arange(n + 1), np.arange(n) % len(b.x)) <= np.float32(self.threshold)
@@ -398,11 +408,11 @@ def _measure(pieces, q, slots, found, k): # the closest `k` of the positions `fo
         rows[i:i + step], dist[i:i + step] = np.take_along_axis(some, best, 1), np.take_along_axis(d, best, 1)
     return rows, dist
 
-# %% ../../nbs/retrieve/40_search.ipynb #c24b47ec6
+# %% ../../nbs/retrieve/40_search.ipynb #f7f181c8
 @patch
 def approximate(self:GalleryIndex,
     form:str='hnsw',     # 'flat', 'ivf', 'hnsw' or 'pq'; 'exact' goes back to exact search
-    effort:int=None,     # how hard a search tries: cells visited (default: the root of the number of all cells, twice) or nodes kept in view (default: 64)
+    effort:int=None,     # how hard a search tries: cells visited (default: twice the root of their number), or nodes kept in view (default: 64)
     propose:float=None,  # rows proposed for each that is wanted, to be measured exactly (default: 1; for 'pq' 10)
     cells:int=None,      # of 'ivf' and 'pq' (default: about twice the root of the number of rows)
     links:int=32,        # per node of 'hnsw'
@@ -414,7 +424,8 @@ def approximate(self:GalleryIndex,
         return self
     if form not in FORMS: raise ValueError(f"`form` must be 'exact' or one of {FORMS}, not {form!r}.")
     if callable(self.metric): raise ValueError('faiss knows none but the metrics with a name; with a function as `metric` search exactly.')
-    if (need := dict(ivf=40, pq=256).get(form, 1)) > len(self): raise ReidError(f'{form!r} learns from the rows, {need} at least; the index has {len(self)}. Search exactly.')
+    if (need := dict(ivf=40, pq=256).get(form, 1)) > len(self):
+        raise ReidError(f'{form!r} learns from the rows, {need} at least; the index has {len(self)}. Search exactly.')
     made, cells = _empty(form, self.dim, len(self), cells, links)
     if not made.is_trained:
         some = np.sort(np.random.default_rng(0).choice(len(self), min(len(self), max(20_000, 40 * cells)), replace=False))
@@ -435,8 +446,9 @@ def recall(self:GalleryIndex,
     want, got = self.search(feats, k, where, exact=True)[0], self.search(feats, k, where)[0]
     return float(np.mean([np.isin(w[w >= 0], g).mean() for w, g in zip(want, got) if (w >= 0).any()]))
 
-# %% ../../nbs/retrieve/40_search.ipynb #d69b06fd
+# %% ../../nbs/retrieve/40_search.ipynb #ae5a1a56
 _FORMAT, _HEAD = dict(format='reid_nb.GalleryIndex', version='1'), 4096 # where the features start: a page of the memory
+_DTYPES = dict(F32='<f4', I64='<i8', U8='u1') # of safetensors
 
 class _Sums: # a file that keeps the length and the checksum of what went through it
     def __init__(self, f): self.f, self.n, self.crc = f, 0, 0
@@ -464,7 +476,7 @@ def save(self:GalleryIndex,
 ):
     "Write the index to one file"
     if not self.dim: raise ReidError(_EMPTY)
-    if callable(self.metric): raise ReidError(f'The metric is the function {self.metric!r}, which a file can\'t hold. Give the index the name of a metric.')
+    if callable(self.metric): raise ReidError(f'The metric is the function {self.metric!r}, which a file can\'t hold.')
     text, slots, approx = table_to_json(self.items).encode('utf-8', 'surrogatepass'), self.slots, self._approx
     def rows_of(field): # a function that writes one field of the features, in the order of the rows
         return lambda f: [f.write(np.ascontiguousarray(getattr(part, field), '<f4')) for _, part in self._pieces.walk(slots)]
@@ -478,8 +490,9 @@ def save(self:GalleryIndex,
     arrays['table'] = 'U8', None, lambda f: f.write(text)
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: _write(f, arrays, head)
 
-# %% ../../nbs/retrieve/40_search.ipynb #c94f08630
-def _broken(path, why): return ReidError(f'{path} is not a whole gallery index: {why}. `GalleryIndex.save` writes one; a copy may have been cut off or damaged.')
+# %% ../../nbs/retrieve/40_search.ipynb #c2bd6cd42
+def _broken(path, why):
+    return ReidError(f'{path} is not a whole gallery index: {why}. `GalleryIndex.save` writes one; a copy may have been cut off or damaged.')
 
 def _read_head(path, f): # what `_write` wrote at the start: head, and name -> (dtype, shape, start, end)
     raw, size = f.read(_HEAD), path.stat().st_size
@@ -487,13 +500,15 @@ def _read_head(path, f): # what `_write` wrote at the start: head, and name -> (
     except ValueError: raise _broken(path, f'the header of this file of {size:,} bytes can\'t be read') from None
     meta = tensors.pop('__metadata__', None) if isinstance(tensors, dict) else None
     found = {k: meta.get(k) if isinstance(meta, dict) else None for k in _FORMAT}
-    if found != _FORMAT: raise ReidError(f'{path} is of the format {found}, this reid_nb reads {_FORMAT}. Use the reid_nb that wrote it, or make the index again.')
+    if found != _FORMAT:
+        raise ReidError(f'{path} is of the format {found}, this reid_nb reads {_FORMAT}. Use the reid_nb that wrote it, or make the index again.')
     try:
         if zlib.crc32(meta['head'].encode()) != int(meta['sum']): raise ValueError('its checksum is another')
         head = json.loads(meta['head'])
-        tensors = {k: (np.dtype(dict(F32='<f4', I64='<i8', U8='u1')[o['dtype']]), tuple(o['shape']), *(_HEAD + i for i in o['data_offsets'])) for k, o in tensors.items()}
-        if list(tensors) != list(head['sums']) or {'feats', 'scale', 'add', 'table'} - set(tensors): raise ValueError('the arrays are not those of an index')
-        if any(np.prod(shape, dtype=object) * dtype.itemsize != end - start for dtype, shape, start, end in tensors.values()): raise ValueError('an array has another size')
+        tensors = {k: (np.dtype(_DTYPES[o['dtype']]), tuple(o['shape']), *(_HEAD + i for i in o['data_offsets'])) for k, o in tensors.items()}
+        if list(tensors) != list(head['sums']) or {'feats', 'scale', 'add', 'table'} - set(tensors): raise ValueError('other arrays than an index has')
+        for dtype, shape, start, end in tensors.values():
+            if np.prod(shape, dtype=object) * dtype.itemsize != end - start: raise ValueError('an array has another size')
     except (ValueError, KeyError, TypeError, AttributeError) as e: raise _broken(path, f'the header is damaged ({e})') from None
     if (want := max(o[3] for o in tensors.values())) != size: raise _broken(path, f'it has {size:,} bytes instead of {want:,}')
     return head, tensors
@@ -508,7 +523,8 @@ def _load_approx(path, f, head, tensors, dim, rows):
     if head is None: return None
     f.seek(tensors['faiss'][2])
     made = _faiss().read_index(_faiss().PyCallbackIOReader(f.read))
-    if (made.d, made.ntotal) != (dim, len(rows)): raise _broken(path, f'its approximate form holds {made.ntotal} rows of {made.d} dimensions, {len(rows)} of {dim} were noted')
+    if (made.d, made.ntotal) != (dim, len(rows)):
+        raise _broken(path, f'its approximate form holds {made.ntotal} rows of {made.d} dimensions instead of {len(rows)} of {dim}')
     return Approximate(made, [rows], **head)
 
 # %% ../../nbs/retrieve/40_search.ipynb #bd9a89a0
