@@ -13,14 +13,14 @@ with warnings.catch_warnings(): # torch warns about itself when fastai is import
     from fastai.callback.all import CSVLogger, EarlyStoppingCallback, SaveModelCallback
     from fastai.learner import Learner, load_learner
 
-# %% ../nbs/95_all.ipynb #a42247b3
+# %% ../nbs/95_all.ipynb #c2d03e802
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .core import ReidError, as_items, check_items, items_stats, make_items, rows_of, seed_all
-from .course import check, hint
+from .course import check, hint, slider
 from .data.augment import ColorJitter, PadCrop, RandomErase, RandomFlip, RandomTranslate, reid_tfms
 from .data.block import PIDBlock, ReidDataLoaders, ReidImageBlock, image_dl
 from .data.crops import crop_tracks, read_boxes
@@ -31,8 +31,18 @@ from .losses import CenterLoss, IdLoss, TripletLoss
 from .models.embedder import Embedder
 from .models.osnet import osnet_x0_5, osnet_x0_25, osnet_x0_75, osnet_x1_0
 from .models.zoo import create_model, load_weights
+from .retrieve import slices as _slices # adds methods to ReidResults, as compare does
+from .retrieve.calibrate import calibrate
+from .retrieve.compare import merge_splits, results_table, to_latex, to_markdown
+from .retrieve.distance import pairwise
+from .retrieve.expand import augment_gallery, expand_queries, graph_rerank
+from .retrieve.nearest import k_nearest
+from .retrieve.protocol import PROTOCOLS, Protocol, multi_query
 from .retrieve.rank import rank_stats
+from .retrieve.rerank import k_reciprocal
 from .retrieve.results import ReidResults
+from .retrieve.search import GalleryIndex
+from .retrieve.verify import pair_counts
 from .show.plots import plot_cmc, plot_distances, save_ranks, show_ranks
 from .show.report import save_report
 from .show.widgets import RankBrowser

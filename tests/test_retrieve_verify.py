@@ -351,5 +351,5 @@ def test_without_scikit_learn(big, monkeypatch):
     def gone(name): raise ModuleNotFoundError(name)
     monkeypatch.setattr(importlib, 'import_module', gone)
     assert 0 < curve(.5) < 1
-    with pytest.raises(ImportError, match='pip install scikit-learn'): calibrate(big[2])
+    with pytest.raises(ImportError, match='reid_nb.calibrate'): calibrate(big[2])
     with pytest.raises(ValueError, match="must be one of"): calibrate(big[2], 'platt')

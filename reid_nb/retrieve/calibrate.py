@@ -21,7 +21,7 @@ from .verify import PairCounts
 # %% ../../nbs/retrieve/38_calibrate.ipynb #c5f43b656
 def _sklearn(name):
     try: return importlib.import_module(f'sklearn.{name}')
-    except ImportError: raise ImportError('Calibration is fitted by scikit-learn, which is not installed: `pip install scikit-learn`.') from None
+    except ImportError: raise ImportError('Calibration is fitted by scikit-learn, which is not installed: `pip install "reid_nb[calibrate]"`.') from None
 
 def _log_odds(p): return np.log(p) - np.log1p(-p)
 
