@@ -216,10 +216,11 @@ def exactness(folder, most=4000 * 20000): # the largest differences of AP, a dic
     return out
 
 def child(step, method, folder): # what a measuring process prints: a line of JSON
+    free = size_of('MemAvailable', '/proc/meminfo')
     try: out = dict(first=first_call, exact=exactness).get(step, lambda f: measure(step, method, f))(Path(folder))
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, MemoryError) and 'allocate memory' not in str(e): raise
-        out = dict(error='MemoryError', why=str(e)[:200])
+        out = dict(error=f'MemoryError, {free / 1e9:.0f} GB were free,', why=str(e)[:200])
     print('\n' + json.dumps(out))
 
 def spawn(step, method, folder): # its dict, which has the key 'error' where it failed
