@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from reid_nb.core import ReidError, as_items, check_items, items_stats, make_items, rows_of
-from reid_nb.data.datasets import (MARKET1501, SPECS, Spec, folder_rows, items_from_csv, items_from_folder, market1501, read_dataset, split_by_pid)
+from reid_nb.data.datasets import (MARKET1501, Spec, folder_rows, items_from_csv, items_from_folder, market1501, read_dataset, split_by_pid)
 
 _jpeg = io.BytesIO()
 Image.new('RGB', (8, 16), (200, 30, 30)).save(_jpeg, 'JPEG')
@@ -165,11 +165,6 @@ def test_home_and_strings(tmp_path, monkeypatch):
     assert len(market1501('~/data', check=False)) == 41
     monkeypatch.chdir(tmp_path)
     assert market1501('data', check=False).path[0].startswith('data')
-
-
-def test_names_of_datasets(tmp_path):
-    with pytest.raises(ValueError, match="called 'market'.*market1501"): read_dataset('market', tmp_path)
-    assert all(k == o.name and o.licence and o.ethics and o.get and o.counts for k, o in SPECS.items())
 
 
 # ---- the spec carries other layouts
