@@ -52,7 +52,18 @@ def test_a_failed_method_is_a_line_of_the_table(bench, capsys):
 
 
 def test_what_is_no_checkout_is_refused(bench, tmp_path):
-    with pytest.raises(SystemExit, match='no checkout of it: there is no .*rank_cy.pyx'): bench.build_peer('torchreid', tmp_path, tmp_path/'out')
+    with pytest.raises(SystemExit, match='no checkout of it: there is no .*rank_cy.pyx'):
+        bench.build_peer('torchreid', tmp_path, tmp_path/'out')
+
+
+@pytest.mark.parametrize('error', [MemoryError('Unable to allocate 14 GiB'), RuntimeError("can't allocate memory")], ids=['numpy', 'torch'])
+def test_too_little_memory_is_a_result_and_another_error_is_not(bench, error, monkeypatch, capsys):
+    def fail(o): raise o
+    monkeypatch.setattr(bench, 'measure', lambda *_: fail(error))
+    bench.child('whole', 'fast-reid', '.')
+    assert json.loads(capsys.readouterr().out)['error'].startswith('MemoryError')
+    monkeypatch.setattr(bench, 'measure', lambda *_: fail(RuntimeError('shapes differ')))
+    with pytest.raises(RuntimeError, match='shapes'): bench.child('whole', 'fast-reid', '.')
 
 
 def test_a_small_run_prints_its_tables_and_is_exact(tmp_path):
