@@ -7,7 +7,7 @@ from readme import from_top, readme
 COMMANDS = ['python -m pip install -e ".[lab]" && reid_nb quickstart', 'python -m pip install -e ".[dev]" && pytest']
 
 
-# What a reader has beside the code: `photos`, a folder for each person, with the camera in the file's name; a video and its boxes
+# What a reader has beside the code: `photos`, a folder for each person, with the camera in the file's name; a video and its boxes; features
 SCENE = """
 from pathlib import Path
 from reid_nb.data.synth import synth_clip, synth_people
@@ -15,6 +15,10 @@ for i, o in enumerate(synth_people('drawn', n_ids=32, n_cams=3, per_cam=4, distr
     Path(f'photos/visitor {o.pid:02}').mkdir(parents=True, exist_ok=True)
     Path(o.path).rename(f'photos/visitor {o.pid:02}/cam{o.cam} {i}.jpg')
 synth_clip('video.mp4', n_people=16, n_frames=120).rename('boxes.txt')
+import numpy as np
+rng, pid = np.random.default_rng(0), np.arange(600) % 60
+feat = rng.normal(size=(60, 128))[pid] + 2.2 * rng.normal(size=(600, 128))
+np.savez('features.npz', **{f'{k}_{o}': v[i] for k, i in (('q', slice(240)), ('g', slice(240, None))) for o, v in dict(feat=feat, pid=pid, cam=rng.integers(0, 4, 600)).items()})
 """
 
 
