@@ -28,7 +28,7 @@ def _nearest_row(d, j, rows, near): # fills `rows` and `near` (k,), sorted; of e
 def _nearest_rows(dist, j, rows, near):
     for b in prange(len(dist)): _nearest_row(dist[b], j, rows[b], near[b])
 
-# %% ../../nbs/retrieve/28_nearest.ipynb #dc2a9861
+# %% ../../nbs/retrieve/28_nearest.ipynb #c371e54fa
 class Nearest:
     "Keeps the `k` closest gallery rows of each query, from tiles that come with ascending gallery rows"
     def __init__(self,
@@ -40,6 +40,7 @@ class Nearest:
 
     def add(self, i, j, dist):
         "Look at a tile (b, n) of distances: queries from `i` on, gallery items from `j` on; inf and NaN never enter"
+        if dist.dtype != self.dist.dtype: self.dist = self.dist.astype(dist.dtype) # float64 distances stay so
         rows, near = self.rows[i:i + len(dist)], self.dist[i:i + len(dist)]
         if not is_forked(): _nearest_rows(dist, j, rows, near)
         else:

@@ -82,7 +82,7 @@ def _hide_row(d, i, j, parts, mask, removed):
 def _hide_rows(dist, i, j, parts, mask, removed):
     for b in prange(len(dist)): _hide_row(dist[b], i + b, j, parts, mask[b], removed[b])
 
-# %% ../../nbs/retrieve/30_rank.ipynb #c4773a4f5
+# %% ../../nbs/retrieve/30_rank.ipynb #c2fff5294
 @dataclass(eq=False)
 class RankStats:
     "Figures of a ranking, per query and over all queries that have a match"
@@ -120,7 +120,8 @@ class RankStats:
     def words(self):
         "What the protocol took away, and how many queries it left"
         gone = ', '.join(f'{n:,} ({rule})' for rule, n in self.removed.items() if n) or 'none'
-        return f'Protocol {self.protocol!r} took away {self.n_removed.sum():,} pairs: {gone}. {self.valid.sum():,} of {len(self.valid):,} queries have a match left.'
+        drawn = ' Of the rest one picture of each gallery person was drawn, again and again.' * (self.shares is not None)
+        return f'Protocol {self.protocol!r} took away {self.n_removed.sum():,} pairs: {gone}.{drawn} {self.valid.sum():,} of {len(self.valid):,} queries have a match left.'
 
     def __repr__(self):
         return (f'RankStats({self.protocol}: rank1 {self.rank1:.4f}, mAP {self.mAP:.4f}, mINP {self.mINP:.4f}, '
