@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'NEEDED', 'MOT_COLUMNS', 'FATES', 'IMAGES', 'read_boxes', 'visible_share', 'select_boxes', 'read_frames',
-           'crop_tracks']
+           'crop_name', 'crop_tracks']
 
-# %% ../../nbs/data/25_crops.ipynb #c1f8afd1f
+# %% ../../nbs/data/25_crops.ipynb #c36c6cf8
 import csv
 import hashlib
 import json
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..core import ReidError, atomic_path, make_items
+from .own import open_image
 
 # %% ../../nbs/data/25_crops.ipynb #b5e6c1d6
 SPELLINGS = { # our name: what others call it, in lower case without blanks, `_` and `-`
@@ -139,7 +140,7 @@ def visible_share(
     for rows in boxes.groupby('frame').indices.values(): vis[rows], iou[rows] = _one_frame(b[rows], size)
     return vis, iou
 
-# %% ../../nbs/data/25_crops.ipynb #c9ab39318
+# %% ../../nbs/data/25_crops.ipynb #c26fb780d
 FATES = ('kept', 'ignored', 'outside', 'every', 'small', 'hidden', 'overlap') # a box is kept, or left out for this reason
 
 def _check_outside(b, size, share): # refuse boxes that belong to another video
@@ -160,6 +161,7 @@ def select_boxes(
     max_overlap=1.,       # boxes with a larger IoU with another one of their frame are 'overlap'; 1 keeps all
     min_conf=None,        # boxes with a lower confidence are 'ignored'; None: only those with 0, MOTChallenge's mark for "don't count"
     max_outside=0.05,     # larger share of boxes entirely outside the frame is an error; fewer are 'outside'
+    classes=None,         # boxes of other classes are 'ignored', though they may hide people; None: all are people
 ) -> pd.DataFrame: # all boxes, with x, y, w, h (the part to cut out, whole pixels), visibility, overlap and fate (one of FATES)
     "Say which of `boxes` are worth a picture, and why the others are not"
     b = read_boxes(boxes)
@@ -171,7 +173,9 @@ def select_boxes(
     vis, b['overlap'] = visible_share(b, size)
     b['visibility'] = b.visibility.fillna(pd.Series(vis)).astype('float64')
     nth = b.groupby('tid').cumcount() % every != 0
-    why = dict(ignored=b.conf == 0 if min_conf is None else b.conf < min_conf, outside=outside, every=nth & (b.tid >= 0),
+    ignored = b.conf == 0 if min_conf is None else b.conf < min_conf
+    if classes is not None: ignored |= ~b.cls.isin(classes) if 'cls' in b else False
+    why = dict(ignored=ignored, outside=outside, every=nth & (b.tid >= 0),
                small=(b.h < max(min_size[0], 1)) | (b.w < max(min_size[1], 1)), hidden=b.visibility < min_visibility, overlap=b.overlap > max_overlap)
     return b.assign(fate=pd.Categorical(np.select(list(why.values()), list(why), 'kept'), categories=FATES))
 
@@ -192,12 +196,7 @@ def _frame_files(folder): # its images in the order of the numbers in their name
                         'Boxes would slip against frames. Restore the missing files, or pass a dict of frame number to file.')
     return files
 
-# %% ../../nbs/data/25_crops.ipynb #c02c54465
-def _open_image(path):
-    try:
-        with Image.open(path) as im: return ImageOps.exif_transpose(im).convert('RGB')
-    except Exception as e: raise ReidError(f'Frame {path} can\'t be read ({type(e).__name__}: {e}). Restore it, or drop its boxes.') from None
-
+# %% ../../nbs/data/25_crops.ipynb #c5d3570a0
 def _open_video(path):
     if not Path(path).exists(): raise FileNotFoundError(f'There is no video or folder {path}.')
     try: import av
@@ -212,7 +211,7 @@ def _video_image(frame): # as a player shows it: phones store a turn beside the 
     im = frame.to_image()
     return im.rotate(frame.rotation, expand=True) if getattr(frame, 'rotation', 0) else im
 
-# %% ../../nbs/data/25_crops.ipynb #ee7eeaea
+# %% ../../nbs/data/25_crops.ipynb #c85f6dfb1
 def _video_frames(path, first): # (number, function that gives the image, None if damaged) of each frame
     with _open_video(path) as box:
         decoded, n = box.decode(box.streams.video[0]), first
@@ -228,7 +227,7 @@ def _video_frames(path, first): # (number, function that gives the image, None i
 def _all_frames(source, first):
     if not isinstance(source, dict) and not Path(source).is_dir(): return _video_frames(source, first)
     files = source if isinstance(source, dict) else dict(enumerate(_frame_files(source), first))
-    return ((n, lambda p=files[n]: _open_image(p)) for n in sorted(files))
+    return ((n, lambda p=files[n]: open_image(p)) for n in sorted(files))
 
 class _NoFrame(ReidError): # a wanted frame is damaged or not there
     def __init__(self, source, frame, good, n):
@@ -255,19 +254,25 @@ def read_frames(
         if get: good, n = i, n + 1
     if todo: raise _NoFrame(source, min(todo), good, n)
 
-# %% ../../nbs/data/25_crops.ipynb #c6bf7c74c
+# %% ../../nbs/data/25_crops.ipynb #c19bf82c2
 def _session(frame, n, gap): # which of `n` equal parts of the time from the first to the last box; -1 for frames closer than `gap` to a border
     at, span = frame - frame.min(), frame.max() - frame.min() + 1
     if not 1 <= n <= span: raise ValueError(f'`sessions` must be between 1 and the {span:,} frames that the boxes span, not {n}.')
     near = np.abs(at.to_numpy()[:, None] - np.arange(1, n) * span / n).min(1, initial=span) < gap
     return (at * n // span).where(~near, -1)
 
+def crop_name(
+    pid, cam, session, # numbers; cameras and sessions count from 0
+    frame, k,          # the k-th box of that person in a frame
+) -> str:
+    "Name a picture as Market-1501 does"
+    return f'{f"{pid:04}" if pid >= 0 else "-1"}_c{cam + 1}s{session + 1}_{frame:06}_{k:02}.jpg'
+
 def _plan(b, out, sessions, gap, cam): # the selected boxes with session, cam and path
     b = b.assign(session=_session(b.frame, sessions, gap))
     b = b.assign(cam=cam * sessions + b.session)[(b.fate == 'kept') & (b.session >= 0)]
     k = b.groupby(['frame', 'pid']).cumcount()
-    who = b.pid.map(lambda o: f'{o:04}' if o >= 0 else '-1')
-    return b.assign(path=[f'{out}/{p}_c{c + 1}s{s + 1}_{f:06}_{i:02}.jpg' for p, c, s, f, i in zip(who, b.cam, b.session, b.frame, k)])
+    return b.assign(path=[f'{out}/{crop_name(*o)}' for o in zip(b.pid, b.cam, b.session, b.frame, k)])
 
 def _probe(source, first): # size (h,w) of the first frame and frames per second (nan: not known)
     get = next(iter(_all_frames(source, first)), (0, None))[1]
@@ -282,7 +287,7 @@ def _stamp(source, plan, *options): # changes whenever a picture would
     told = plan[['frame', 'tid', 'x', 'y', 'w', 'h']].assign(name=plan.path.map(lambda o: Path(o).name)).to_csv()
     return hashlib.sha256(repr((stat, told, options)).encode()).hexdigest()
 
-# %% ../../nbs/data/25_crops.ipynb #a005dc02
+# %% ../../nbs/data/25_crops.ipynb #e5566646
 def _claim(out, stamp, names): # make `out` the folder of this run; the files that are still to be written
     out, note = Path(out), Path(out) / 'crops.json'
     old = json.loads(note.read_text()) if note.exists() else None
@@ -293,10 +298,10 @@ def _claim(out, stamp, names): # make `out` the folder of this run; the files th
     with atomic_path(note) as p: p.write_text(json.dumps(dict(stamp=stamp, files=names)))
     return {o for o in names if not (out / o).exists()}
 
-def _write(plan, frames, frame_size, size, quality): # cut the boxes of `plan` out of `frames` and store them
+def _write(plan, frames, frame_size, size, quality): # cut the boxes of `plan` out of `frames`, all of `frame_size` if that isn't None, and store them
     rows = dict(list(plan.groupby('frame')))
     for n, im in frames:
-        if im.size != frame_size[::-1]: raise ReidError(f'Frame {n} is {im.size[0]} × {im.size[1]}, the first one {frame_size[1]} × {frame_size[0]} (width × height).')
+        if frame_size and im.size != frame_size[::-1]: raise ReidError(f'Frame {n} is {im.size[0]} × {im.size[1]}, the first one {frame_size[1]} × {frame_size[0]} (width × height).')
         for r in rows[n].itertuples():
             crop = im.crop((r.x, r.y, r.x + r.w, r.y + r.h))
             if size: crop = crop.resize(size[::-1], Image.Resampling.BICUBIC)
@@ -308,18 +313,19 @@ def _bar(it, total, show): # a progress bar around `it`, where fastprogress is i
     except ImportError: return it
     return progress_bar(it, total=total, leave=False)
 
-# %% ../../nbs/data/25_crops.ipynb #c34cc8b7c
+# %% ../../nbs/data/25_crops.ipynb #c926a33f7
 def crop_tracks(
     source,              # video file, folder of frames, or dict of frame number to image file
     boxes,               # what `read_boxes` reads: MOTChallenge text, CSV or a table; a track without id (-1) becomes junk
     out,                 # folder for the pictures; it belongs to this call
     size=None,           # (h, w) of the pictures, pixels; None: as they are
-    min_size=(48, 16),   # this and the next four: see `select_boxes`
+    min_size=(48, 16),   # this and the next six: see `select_boxes`
     every:int=1,
     min_visibility=0.5,
     max_overlap=1.,
     min_conf=None,
     max_outside=0.05,
+    classes=None,
     sessions:int=None,   # cut the time in that many equal parts and let them play the part of cameras
     session_gap:int=0,   # leave out what is closer than that many frames to the border of two sessions
     cam:int=0,           # the camera's number; with sessions they are numbered cam·sessions, cam·sessions + 1 …
@@ -333,7 +339,7 @@ def crop_tracks(
     b = read_boxes(boxes)
     if b.frame.min() < first_frame: raise ReidError(f'There are boxes for frame {b.frame.min()}, but frames count from {first_frame}: pass `first_frame={b.frame.min()}`.')
     frame_size, rate = _probe(source, first_frame)
-    b = select_boxes(b, frame_size, min_size, every, min_visibility, max_overlap, min_conf, max_outside)
+    b = select_boxes(b, frame_size, min_size, every, min_visibility, max_overlap, min_conf, max_outside, classes)
     plan = _plan(b, out, sessions or 1, session_gap, cam)
     if not len(plan): raise ReidError(f'None of {len(b):,} boxes is left: {b.fate.value_counts()[lambda n: n > 0].to_dict()}. Loosen the filters.')
     names = plan.path.map(lambda o: Path(o).name)
