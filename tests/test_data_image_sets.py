@@ -68,7 +68,7 @@ def test_specs_say_everything(name):
 
 @pytest.mark.parametrize('read, make', [(getattr(image_sets, o), getattr(layouts, o)) for o in ('viper', 'cuhk01', 'cuhk02', 'ilids', 'grid', 'university1652', 'sensereid', 'cuhksysu')])
 def test_every_home_that_a_spec_names(tmp_path, read, make):
-    small = dict(viper=dict(n=6), cuhk01=dict(n=6), cuhk02=dict(sizes=[2] * 5), ilids=dict(n=6), grid=dict(n=4, distractors=2)).get(read.__name__, {})
+    small = dict(viper=dict(n=6), cuhk01=dict(n=6), cuhk02=dict(sizes=[2] * 5), ilids=dict(n=6), grid=dict(n=4, distractors=2), sensereid=dict(asked=4, others=3)).get(read.__name__, {})
     made = make(tmp_path / 'x', **small)
     homes = IMAGE_SPECS[read.__name__].homes
     tables = []
@@ -408,6 +408,9 @@ def test_splits_of_another_copy(tmp_path):
     with pytest.raises(ReidError, match='1 files that aren.t there, first cam_b/002_180.bmp'): viper(tmp_path, splits=file)
     file.write_text('[{')
     with pytest.raises(ReidError, match='no JSON file'): viper(tmp_path, splits=file)
+    for other in ([dict(train=[1], test=[2])], dict(a=1), [1], 'x'):
+        file.write_text(json.dumps(other))
+        with pytest.raises(ReidError, match="doesn't list splits"): viper(tmp_path, splits=file)
     with pytest.raises(FileNotFoundError): viper(tmp_path, splits=tmp_path / 'nowhere.json')
     layouts.grid(tmp_path, 4, 2)
     with pytest.raises(ValueError, match="grid aren't drawn.*viper"): write_splits('grid', tmp_path, file)

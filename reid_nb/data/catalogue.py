@@ -6,7 +6,7 @@
 __all__ = ['SPECS', 'list_datasets', 'options_of', 'splits_of', 'read_dataset', 'average_over_splits', 'write_splits',
            'protocol_of']
 
-# %% ../../nbs/data/17_catalogue.ipynb #ef4d0a7c
+# %% ../../nbs/data/17_catalogue.ipynb #c2ab8abc4
 import inspect
 import json
 import os
@@ -19,10 +19,11 @@ from ..core import ReidError, atomic_path
 from . import datasets
 from .datasets import Spec
 from .image_sets import IMAGE_SPECS
+from .more_sets import MORE_SPECS
 from .video_sets import VIDEO_SPECS
 
-# %% ../../nbs/data/17_catalogue.ipynb #e58b45ca
-SPECS = IMAGE_SPECS | VIDEO_SPECS # {name: spec}
+# %% ../../nbs/data/17_catalogue.ipynb #c22ad44e1
+SPECS = IMAGE_SPECS | VIDEO_SPECS | MORE_SPECS # {name: spec}
 
 def _sizes(spec, what): # 'train / query / gallery' of one official figure; – where none is known
     told = [next((row[o] for o in what if o in row), None) for row in (spec.counts.get(k, {}) for k in ('train', 'query', 'gallery'))]
@@ -117,11 +118,11 @@ def write_splits(
     with atomic_path(Path(file).expanduser()) as part: part.write_text(json.dumps(dict(dataset=spec.name, splits=records)))
     return Path(file)
 
-# %% ../../nbs/data/17_catalogue.ipynb #c97c84fa1
+# %% ../../nbs/data/17_catalogue.ipynb #be06f58e
 def protocol_of(
     name:str|Spec,               # a name in `SPECS`, or a spec of your own
     torchreid_compat:bool=False, # the one whose figures Torchreid prints, where it differs?
-) -> str:                        # a name in `reid_nb.retrieve.protocol`
+) -> str:                        # a name in `reid_nb.retrieve.protocol`, or one that the dataset's own page explains
     "Tell under which protocol the published figures of `name` are scored"
     protocol = _spec(name).protocol
     return 'cuhk03_torchreid' if torchreid_compat and protocol == 'cuhk03' else protocol

@@ -163,7 +163,7 @@ def _one_split(spec, df, records, split_id): # rows of `df` that the record name
     place = df.set_index('file')
     return pd.concat([place.loc[list(files)].assign(split=split) for split, files in records[split_id].items()], ignore_index=True)
 
-# %% ../../nbs/data/12_image_sets.ipynb #becd9389
+# %% ../../nbs/data/12_image_sets.ipynb #c7c06a79e
 def _tails(files): # {end of a path: file}: the whole path below the home, and the name alone where it is unique
     names = Counter(o.rsplit('/', 1)[-1] for o in files)
     return {o: o for o in files} | {name: o for o in files if names[name := o.rsplit('/', 1)[-1]] == 1}
@@ -171,7 +171,9 @@ def _tails(files): # {end of a path: file}: the whole path below the home, and t
 def _stored(spec, df, file, by_pid): # records of a file of splits, ours or Torchreid's
     try: data = json.loads(Path(file).expanduser().read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as e: raise ReidError(f'{spec.name}: {file} is no JSON file: {e}.') from e
-    data, tails, gone = data['splits'] if isinstance(data, dict) else data, _tails(df.file), []
+    data, tails, gone = data.get('splits') if isinstance(data, dict) else data, _tails(df.file), []
+    known = lambda o: isinstance(o, dict) and ({'train', 'query', 'gallery'} <= set(o) or by_pid is not None and {'train', 'test'} <= set(o))
+    if not isinstance(data, list) or not all(map(known, data)): raise ReidError(f'{spec.name}: {file} doesn\'t list splits with train, query and gallery. Is it another file?')
     def find(entry):
         parts = (entry if isinstance(entry, str) else entry[0]).replace('\\', '/').split('/')
         hit = next((tails[end] for i in range(len(parts)) if (end := '/'.join(parts[i:])) in tails), None)
