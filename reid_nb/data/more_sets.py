@@ -9,7 +9,7 @@ __all__ = ['OCCLUDED_DUKE', 'MORE_RULES', 'LTCC', 'PRCC', 'VERI776', 'SYSU_MM01'
            'personx_v1', 'randperson_rows', 'randperson', 'pa100k_rows', 'pa100k', 'read_market_attributes',
            'add_market_attributes']
 
-# %% ../../nbs/data/14_more_sets.ipynb #c278b0398
+# %% ../../nbs/data/14_more_sets.ipynb #c25038719
 import json
 import os
 import random
@@ -23,15 +23,15 @@ import numpy as np
 import pandas as pd
 
 from ..core import ReidError, as_items
-from .datasets import Spec, _scan, _some, _there, folder_rows, read_dataset
+from .datasets import Spec, _some, folder_rows, parts_of, read_dataset
 from .video_sets import _missing, read_mat
 
-# %% ../../nbs/data/14_more_sets.ipynb #c3d546692
+# %% ../../nbs/data/14_more_sets.ipynb #fc9c5e76
 _STREET = 'Real passers-by who can be recognised: show as few of them as you need, and identify nobody.'
 _WITHDRAWN = 'Students were filmed without being asked, which is why DukeMTMC was withdrawn. Use it only to compare with older figures, if at all.'
 
 OCCLUDED_DUKE = Spec(
-    name='occluded_duke',
+    name='occluded_duke', paper='Miao et al., ICCV 2019',
     layout=dict(train='bounding_box_train', query='query', gallery='bounding_box_test'),
     pattern=r'^(?P<pid>\d+)_c(?P<cam>\d)_f(?P<frame>\d+)',
     homes=('.', 'Occluded_Duke', 'occluded_duke', 'Occluded-DukeMTMC-Dataset/Occluded_Duke'),
@@ -47,13 +47,13 @@ def occluded_duke(
     "Read Occluded-Duke (Miao et al., ICCV 2019) from `root`"
     return read_dataset(OCCLUDED_DUKE, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c76ffdae5
+# %% ../../nbs/data/14_more_sets.ipynb #c6f778113
 MORE_RULES = { # what else a protocol takes away: `Protocol(name, drop=MORE_RULES[name])`
     'clothes_changed': (('pid', 'cam'), ('pid', 'clothes'), ('item',)), # LTCC
     'cross_place': (('place',), ('item',))}                            # SYSU-MM01
 
 LTCC = Spec(
-    name='ltcc',
+    name='ltcc', paper='Qian et al., ACCV 2020',
     layout=dict(train='train', query='query', gallery='test'),
     pattern=r'^(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<cam>\d+)_(?P<frame>\d+)',
     homes=('.', 'LTCC_ReID', 'ltcc/LTCC_ReID', 'LTCC/LTCC_ReID', 'ltcc'),
@@ -67,13 +67,13 @@ def ltcc(
     "Read LTCC (Qian et al., ACCV 2020) from `root`"
     return read_dataset(LTCC, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c84a66f50
+# %% ../../nbs/data/14_more_sets.ipynb #c00ebe11a
 def prcc_rows(
     spec:Spec,
     home:Path,
 ) -> pd.DataFrame: # strings: path, split, pid, cam, clothes, frame
     "Make a row of every picture of PRCC: A is the gallery, B and C ask"
-    at, named = _there(spec, home), r'^(?P<cam>[ABC])_\D*(?P<frame>\d+)'
+    at, named = parts_of(spec, home), r'^(?P<cam>[ABC])_\D*(?P<frame>\d+)'
     rel = lambda k: os.path.relpath(at[k], home)
     tables = [folder_rows(replace(spec, layout=dict(train=rel('train'), val=rel('val')), pattern=named, levels=(r'^(?P<pid>\d+)$',)), home)]
     for cam, split in dict(A='gallery', B='query', C='query').items():
@@ -84,7 +84,7 @@ def prcc_rows(
     return df.assign(clothes=df.cam.map(dict(A=1, B=1, C=2)), cam=df.cam.map(dict(A=1, B=2, C=3)))
 
 PRCC = Spec(
-    name='prcc',
+    name='prcc', paper='Yang et al., TPAMI 2021',
     layout=dict(train='rgb/train', val='rgb/val', A='rgb/test/A', B='rgb/test/B', C='rgb/test/C'),
     homes=('.', 'prcc', 'PRCC', 'PRCC/prcc', 'prcc/prcc'), protocol='cuhk03', rows=prcc_rows,
     counts=dict(train=dict(ids=150, images=17896, cameras=3), val=dict(ids=150, images=5002), query=dict(ids=71, images=7416, cameras=2),
@@ -98,7 +98,7 @@ def prcc(
     "Read PRCC (Yang et al., TPAMI 2021) from `root`"
     return read_dataset(PRCC, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c6be47486
+# %% ../../nbs/data/14_more_sets.ipynb #ced58efa
 def _list_words(path): # {'1': 'yellow'} of lines '1 yellow'; {} where there is no such file
     lines = path.read_text(encoding='latin-1').split('\n') if path.is_file() else []
     return dict(o.split() for o in lines if len(o.split()) == 2)
@@ -119,7 +119,7 @@ def veri776_rows(
     return df
 
 VERI776 = Spec(
-    name='veri776',
+    name='veri776', paper='Liu et al., ICME 2016',
     layout=dict(train='image_train', query='image_query', gallery='image_test'),
     pattern=r'^(?P<pid>\d+)_c(?P<cam>\d{3})_(?P<frame>\d+)',
     homes=('.', 'VeRi', 'veri', 'VeRi-776', 'VeRi_with_plate', 'veri_776'), rows=veri776_rows,
@@ -150,7 +150,7 @@ def _sysu_gallery(df, shots, split_id, perm): # positions of the pictures drawn 
         out += [rows[k] for k in picks]
     return out
 
-# %% ../../nbs/data/14_more_sets.ipynb #c25adfc97
+# %% ../../nbs/data/14_more_sets.ipynb #c6826c688
 _SYSU_COUNTS = {('all', 1): 301, ('all', 10): 3010, ('indoor', 1): 112, ('indoor', 10): 1120} # pictures of the gallery
 
 def sysu_mm01_rows(
@@ -164,12 +164,11 @@ def sysu_mm01_rows(
     "Make a row of every picture of SYSU-MM01 that a trial uses"
     if mode not in ('all', 'indoor'): raise ValueError(f"`mode` must be 'all' or 'indoor', not {mode!r}.")
     if not 0 <= split_id <= 9: raise ValueError(f'sysu_mm01 has the draws 0 to 9, not {split_id}.')
-    at, tables, ignored = _there(spec, home), [], Counter()
+    at, tables, ignored = parts_of(spec, home), [], Counter()
     for cam in range(1, 7):
-        df, left = _scan(at[f'cam{cam}'], [spec.pattern], spec.levels)
-        if not len(df): raise ReidError(f'sysu_mm01: no images in {at[f"cam{cam}"]}. Unpack the archive again.')
+        df = folder_rows(replace(spec, layout=dict(train=f'cam{cam}')), home)
+        ignored += df.attrs['ignored']
         tables.append(df.assign(cam=cam))
-        ignored.update(left['other'])
     df = pd.concat(tables, ignore_index=True).assign(split='')
     df['pid'] = df.pid.astype(int)
     for split in ('train', 'val'): df.loc[df.pid.isin(_sysu_ids(at[split])), 'split'] = split
@@ -178,17 +177,18 @@ def sysu_mm01_rows(
     pool = df[tested & df.cam.isin([1, 2, 4, 5] if mode == 'all' else [1, 2])]
     df.loc[pool.index if shots is None else _sysu_gallery(pool, shots, split_id, perm), 'split'] = 'gallery'
     df = df.assign(modality=np.where(infrared, 'infrared', 'visible'), place=df.cam.replace(3, 2))[df.split != '']
-    df.attrs['ignored'] = ignored
+    gallery = dict(images=_SYSU_COUNTS[mode, shots]) if (mode, shots) in _SYSU_COUNTS else {}
+    df.attrs |= dict(ignored=ignored, counts=spec.counts | dict(gallery=gallery))
     return df
 
-# %% ../../nbs/data/14_more_sets.ipynb #c1993af75
+# %% ../../nbs/data/14_more_sets.ipynb #c2be34b0d
 SYSU_MM01 = Spec(
-    name='sysu_mm01',
+    name='sysu_mm01', paper='Wu et al., ICCV 2017', splits=10, average='Mean over split_id 0 to 9.',
     layout={f'cam{i}': f'cam{i}' for i in range(1, 7)} | dict(train='exp/train_id.txt', val='exp/val_id.txt', test='exp/test_id.txt'),
     pattern=r'^(?P<frame>\d+)', levels=(r'^(?P<pid>\d{4})$',),
     homes=('.', 'SYSU-MM01', 'sysu', 'sysu-mm01/ori_data'), protocol='cross_place', rows=sysu_mm01_rows,
     counts=dict(train=dict(ids=296, images=30213, cameras=6), val=dict(ids=99), query=dict(ids=96, images=3803, cameras=2), gallery=dict(images=301)),
-    get='On request, see https://github.com/wuancong/SYSU-MM01; the average is over split_id 0 to 9.',
+    get='On request, see https://github.com/wuancong/SYSU-MM01.',
     licence='For research only, after signing an agreement.', ethics='The people agreed to be shown in research; nothing else is covered by that.')
 
 def sysu_mm01(
@@ -200,17 +200,15 @@ def sysu_mm01(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `modality` ('visible' or 'infrared'), `place` (cameras 2 and 3 share one) and `frame`
     "Read a trial of SYSU-MM01 (Wu et al., IJCV 2020) from `root`"
-    gallery = dict(images=_SYSU_COUNTS[mode, shots]) if (mode, shots) in _SYSU_COUNTS else {}
-    spec = replace(SYSU_MM01, counts=SYSU_MM01.counts | dict(gallery=gallery))
-    return read_dataset(spec, root, check=check, mode=mode, shots=shots, split_id=split_id, perm=perm)
+    return read_dataset(SYSU_MM01, root, check=check, mode=mode, shots=shots, split_id=split_id, perm=perm)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c2dc32459
+# %% ../../nbs/data/14_more_sets.ipynb #c8abbd37a
 def cuhk_pedes_rows(
     spec:Spec,
     home:Path,
 ) -> pd.DataFrame: # path, split, pid, text (list of sentences), source; raises `ReidError` for entries that lack something and for missing files
     "Make a row of every picture of CUHK-PEDES"
-    at, need = _there(spec, home), ('split', 'captions', 'file_path', 'id')
+    at, need = parts_of(spec, home), ('split', 'captions', 'file_path', 'id')
     try: entries = json.loads(at['text'].read_text(encoding='utf-8'))
     except ValueError as e: raise ReidError(f'{at["text"]} isn\'t JSON: {e}.') from e
     if bad := [i for i, o in enumerate(entries) if not set(need) <= set(o)]:
@@ -223,7 +221,7 @@ def cuhk_pedes_rows(
     return df
 
 CUHK_PEDES = Spec(
-    name='cuhk_pedes', layout=dict(images='imgs', text='reid_raw.json'), homes=('.', 'CUHK-PEDES', 'cuhk_pedes', 'CUHK-PEDES/CUHK-PEDES'), protocol='all', rows=cuhk_pedes_rows,
+    name='cuhk_pedes', paper='Li et al., CVPR 2017', layout=dict(images='imgs', text='reid_raw.json'), homes=('.', 'CUHK-PEDES', 'cuhk_pedes', 'CUHK-PEDES/CUHK-PEDES'), protocol='all', rows=cuhk_pedes_rows,
     counts=dict(train=dict(ids=11003, images=34054), val=dict(ids=1000, images=3078), gallery=dict(ids=1000, images=3074)),
     get='On request, see https://github.com/ShuangLI59/Person-Search-with-Natural-Language-Description.', licence='For academic research only.', ethics=_STREET)
 
@@ -234,7 +232,7 @@ def cuhk_pedes(
     "Read CUHK-PEDES (Li et al., CVPR 2017) from `root`"
     return read_dataset(CUHK_PEDES, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c1df8676a
+# %% ../../nbs/data/14_more_sets.ipynb #c0363af51
 _PERSONX = r'^(?P<pid>\d+)_c(?P<cam>\d)(?:s\d+)?(?:_(?P<view>\d+))?'
 _SYNTHETIC = 'Nobody was filmed. The figures of people are simple, and so are the differences between them.'
 
@@ -245,23 +243,24 @@ def personx_v1_rows(
 ) -> pd.DataFrame: # strings: path, split, pid, cam, view
     "Make a row of every picture of PersonX's first version"
     parts = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
+    parts_of(replace(spec, layout={}), home, **{f'{k}_{b}': f'{b}/{v}' for b in backgrounds for k, v in parts.items()}) # all there?
     tables = [folder_rows(replace(spec, layout={k: f'{b}/{v}' for k, v in parts.items()}), home) for b in backgrounds]
     df = pd.concat(tables, ignore_index=True)
-    df.attrs['ignored'] = sum((o.attrs['ignored'] for o in tables), Counter())
+    df.attrs |= dict(ignored=sum((o.attrs['ignored'] for o in tables), Counter()), counts=dict(total=spec.counts['total'] | dict(cameras=len(backgrounds))))
     return df
 
 PERSONX = Spec(
-    name='personx', layout=dict(train='bounding_box_train', query='query', gallery='bounding_box_test'), pattern=_PERSONX,
+    name='personx', paper='Sun and Zheng, CVPR 2019', layout=dict(train='bounding_box_train', query='query', gallery='bounding_box_test'), pattern=_PERSONX,
     homes=('.', 'PersonX', 'personx', 'personX'),
     counts=dict(train=dict(images=9840), query=dict(images=5136), gallery=dict(images=30816), total=dict(ids=1266, cameras=6)),
     get='The data for VisDA-2020 at https://github.com/sxzrt/Instructions-of-the-PersonX-dataset.', licence='MIT (its repository).', ethics=_SYNTHETIC)
 
 PERSONX_V1 = Spec(
-    name='personx_v1', layout={str(i): str(i) for i in range(1, 7)}, pattern=_PERSONX, homes=('.', 'PersonX_v1'), rows=personx_v1_rows,
+    name='personx_v1', paper='Sun and Zheng, CVPR 2019', layout=dict(background=tuple('123456')), pattern=_PERSONX, homes=('.', 'PersonX_v1'), rows=personx_v1_rows,
     counts=dict(total=dict(ids=1266, cameras=6)),
     get='The images of six backgrounds at https://github.com/sxzrt/Instructions-of-the-PersonX-dataset.', licence='MIT (its repository).', ethics=_SYNTHETIC)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c12a6fb57
+# %% ../../nbs/data/14_more_sets.ipynb #c198874c9
 def personx(
     root,            # folder with the three folders, or the one above it
     check:bool=True, # warn where the counts differ from the official ones?
@@ -275,10 +274,9 @@ def personx_v1(
     check:bool=True,                # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `view` (number of the angle, 1 to 36); the camera is the background
     "Read the first PersonX, six backgrounds (Sun and Zheng, CVPR 2019), from `root`"
-    spec = replace(PERSONX_V1, layout={str(i): str(i) for i in backgrounds}, counts=dict(total=dict(ids=1266, cameras=len(backgrounds))))
-    return read_dataset(spec, root, check=check, backgrounds=backgrounds)
+    return read_dataset(PERSONX_V1, root, check=check, backgrounds=backgrounds)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c23422c75
+# %% ../../nbs/data/14_more_sets.ipynb #c40973eae
 _RAND_CAMS = (2, 2, 2, 2, 1, 1, 2, 1, 1, 1, 4) # cameras in each scene
 _RAND_FIRST = [0, *accumulate(_RAND_CAMS)]     # the number of a scene's first camera
 
@@ -294,7 +292,7 @@ def randperson_rows(
     return df.assign(cam=[_RAND_FIRST[s] + c for s, c in zip(scene, cam)])
 
 RANDPERSON = Spec(
-    name='randperson', layout=dict(train=('randperson_subset', 'subset')), cam_base=0,
+    name='randperson', paper='Wang et al., ACM MM 2020', layout=dict(train=('randperson_subset', 'subset')), cam_base=0,
     pattern=r'^(?P<pid>\d+)(?=.*_s(?P<scene>\d+))(?=.*_c(?P<cam>\d+))(?:_[sc]\d+){2}_f(?P<frame>\d+)',
     homes=('randperson_subset', 'randperson/images', 'images', 'randperson', '.'), rows=randperson_rows,
     counts=dict(train=dict(ids=8000, images=132145, cameras=19)),
@@ -307,13 +305,13 @@ def randperson(
     "Read the subset of RandPerson (Wang et al., ACM MM 2020) from `root`"
     return read_dataset(RANDPERSON, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c796b1654
+# %% ../../nbs/data/14_more_sets.ipynb #c0acccac4
 def pa100k_rows(
     spec:Spec,
     home:Path,
 ) -> pd.DataFrame: # path, split, pid (the picture's number) and 26 columns of bool; raises `ReidError` where lists and files disagree
     "Make a row of every picture of PA-100K"
-    at, tables = _there(spec, home), []
+    at, tables = parts_of(spec, home), []
     attributes = [str(o) for o in np.atleast_1d(read_mat(at['labels'], 'attributes'))]
     for part, split in dict(train='train', val='val', test='gallery').items():
         files = [str(o) for o in np.atleast_1d(read_mat(at['labels'], f'{part}_images_name'))]
@@ -326,7 +324,7 @@ def pa100k_rows(
     return df
 
 PA100K = Spec(
-    name='pa100k',
+    name='pa100k', paper='Liu et al., ICCV 2017',
     layout=dict(images=('data/release_data/release_data', 'release_data/release_data', 'release_data', 'data'), labels=('annotation.mat', 'annotation/annotation.mat')),
     homes=('.', 'pa100k', 'PA100k', 'PA100K', 'PA-100K'), protocol='all', rows=pa100k_rows,
     counts=dict(train=dict(images=80000), val=dict(images=10000), gallery=dict(images=10000)),

@@ -6,7 +6,7 @@
 __all__ = ['MARS', 'ILIDSVID', 'PRID2011', 'DUKEMTMCVIDREID', 'VIDEO_SPECS', 'frames_to_tracklets', 'read_mat', 'mars_rows',
            'mars', 'ilidsvid_rows', 'ilidsvid', 'prid2011_rows', 'prid2011', 'folder_tracklets', 'dukemtmcvidreid']
 
-# %% ../../nbs/data/13_video_sets.ipynb #c360ddbb4
+# %% ../../nbs/data/13_video_sets.ipynb #d6f8d2e6
 import json
 import os
 import re
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ReidError
-from .datasets import Spec, _some, _there, folder_rows, read_dataset
+from .datasets import Spec, _some, folder_rows, parts_of, read_dataset
 
 # %% ../../nbs/data/13_video_sets.ipynb #c19a1afb4
 def _order(names): # the last whole number in each name: 2 for 'cam1_person001_00002.png'
@@ -37,7 +37,7 @@ def frames_to_tracklets(
     out = groups.first().assign(frames=groups.path.agg(list)).reset_index().drop(columns=['_n', 'frame'], errors='ignore')
     return out[out.frames.map(len) >= min_frames].reset_index(drop=True)
 
-# %% ../../nbs/data/13_video_sets.ipynb #c6190fafb
+# %% ../../nbs/data/13_video_sets.ipynb #c620ff14c
 def read_mat(
     path,       # a .mat file of version 4 to 7.2
     key:str,    # the variable
@@ -46,9 +46,9 @@ def read_mat(
     "Read one variable of a MATLAB file"
     try: from scipy.io import loadmat
     except ImportError as e: raise ImportError('Reading .mat files needs scipy: pip install scipy') from e
+    if not Path(path).is_file(): raise FileNotFoundError(f'There is no file {path}.')
     try: holds = loadmat(path, simplify_cells=True)
-    except (ValueError, TypeError, OSError, NotImplementedError) as e:
-        if isinstance(e, FileNotFoundError): raise
+    except Exception as e: # each kind of damage has its own
         raise ReidError(f'{path} can\'t be read as a MATLAB file: {e} Unpack it again.') from e
     if key not in holds: raise ReidError(f'{path} has no variable {key!r}, only {_some(o for o in holds if not o.startswith("__"))}. Is it another version of the file?')
     found = holds[key]
@@ -80,14 +80,14 @@ def _mars_tracks(names, tracks, folder, listed): # a row per line of `tracks`: f
     if gone := _missing([o for row in rows for o in row['frames']]): raise ReidError(f'{len(gone):,} frames of {listed} are missing: {_some(gone)}. Unpack the archive again.')
     return pd.DataFrame(rows)
 
-# %% ../../nbs/data/13_video_sets.ipynb #af025851
+# %% ../../nbs/data/13_video_sets.ipynb #c8d0aee33
 def mars_rows(
     spec:Spec,
     home:Path,        # the folder with `bbox_train`, `bbox_test` and `info`
     min_frames:int=1, # shorter tracklets are left out
 ) -> pd.DataFrame: # path, pid, cam, split, tid and frames; raises `ReidError` where lists and folders disagree
     "Make a row of every tracklet that the lists of MARS name"
-    at = _there(spec, home)
+    at = parts_of(spec, home)
     train = _mars_tracks(_lines(at['train_names']), read_mat(at['train_tracks'], 'track_train_info', 4), at['train'], at['train_names'].name)
     test = _mars_tracks(_lines(at['test_names']), read_mat(at['test_tracks'], 'track_test_info', 4), at['test'], at['test_names'].name)
     asks = np.atleast_1d(read_mat(at['asks'], 'query_IDX')).astype(int).ravel() - 1
@@ -96,7 +96,7 @@ def mars_rows(
     return df[df.frames.map(len) >= min_frames].reset_index(drop=True)
 
 MARS = Spec(
-    name='mars',
+    name='mars', paper='Zheng et al., ECCV 2016',
     layout=dict(train='bbox_train', test='bbox_test', train_names='info/train_name.txt', test_names='info/test_name.txt',
                 train_tracks='info/tracks_train_info.mat', test_tracks='info/tracks_test_info.mat', asks='info/query_IDX.mat'),
     homes=('.', 'mars', 'MARS', 'MARS-v160809'), rows=mars_rows, distractors=(0,),
@@ -116,9 +116,9 @@ def mars(
     "Read MARS (Zheng et al., ECCV 2016) from `root`"
     return read_dataset(MARS, root, junk=junk, check=check, min_frames=min_frames)
 
-# %% ../../nbs/data/13_video_sets.ipynb #c025254dd
+# %% ../../nbs/data/13_video_sets.ipynb #c09f2227
 def _two_cameras(spec, home, min_frames): # a row per tracklet of both cameras, `person` is the folder's name
-    at = _there(spec, home)
+    at = parts_of(spec, home)
     both = replace(spec, layout={'train': os.path.relpath(at['cam_1'], home), 'gallery': os.path.relpath(at['cam_2'], home)}, levels=('person',))
     df = folder_rows(both, home)
     df = df.assign(cam=np.where(df.split == 'train', 1, 2), pid=df.person.str.extract(r'(\d+)$', expand=False))
@@ -136,7 +136,7 @@ def _one_split(spec, splits, split_id): # the split called for, or an error
     if not 0 <= split_id < len(splits): raise ValueError(f'{spec.name} has the splits 0 to {len(splits) - 1}, not {split_id}.')
     return splits[split_id]
 
-# %% ../../nbs/data/13_video_sets.ipynb #c35a3e2de
+# %% ../../nbs/data/13_video_sets.ipynb #c312b2af2
 def ilidsvid_rows(
     spec:Spec,
     home:Path,
@@ -144,7 +144,7 @@ def ilidsvid_rows(
     min_frames:int=1, # shorter tracklets are left out
 ) -> pd.DataFrame:
     "Make a row of every tracklet of a split of iLIDS-VID"
-    df, splits = _two_cameras(spec, home, 1), np.atleast_2d(read_mat(_there(spec, home)['splits'], 'ls_set')).astype(int)
+    df, splits = _two_cameras(spec, home, 1), np.atleast_2d(read_mat(parts_of(spec, home)['splits'], 'ls_set')).astype(int)
     people, half = sorted(df.person[df.cam == 1]), splits.shape[1] // 2
     line = _one_split(spec, splits, split_id)
     if sorted(line) != list(range(1, len(people) + 1)): raise ReidError(f'{spec.name}: the splits are of {len(line)} people, {len(people)} have a folder. Unpack the archive again.')
@@ -153,12 +153,12 @@ def ilidsvid_rows(
     return df[df.frames.map(len) >= min_frames].reset_index(drop=True)
 
 ILIDSVID = Spec(
-    name='ilidsvid',
+    name='ilidsvid', paper='Wang et al., ECCV 2014', splits=10, average='Mean over split_id 0 to 9.',
     layout=dict(cam_1=('i-LIDS-VID/sequences/cam1', 'sequences/cam1'), cam_2=('i-LIDS-VID/sequences/cam2', 'sequences/cam2'),
                 splits='train-test people splits/train_test_splits_ilidsvid.mat'),
     homes=('.', 'ilids-vid', 'iLIDS-VID'), rows=ilidsvid_rows,
     counts=dict(train=dict(ids=150, tracklets=300, cameras=2), query=dict(ids=150, tracklets=150, cameras=1), gallery=dict(ids=150, tracklets=150, cameras=1)),
-    get='iLIDS-VID.tar from https://xiatian-zhu.github.io/downloads_qmul_iLIDS-VID_ReID_dataset.html; averages are over split_id 0 to 9.',
+    get='iLIDS-VID.tar from https://xiatian-zhu.github.io/downloads_qmul_iLIDS-VID_ReID_dataset.html',
     licence='For research only; cut from the i-LIDS data of the UK Home Office, whose terms hold too.',
     ethics='Real travellers in an airport hall who can be recognised: show as few of them as you need, and identify nobody.')
 
@@ -171,7 +171,7 @@ def ilidsvid(
     "Read a split of iLIDS-VID (Wang et al., ECCV 2014) from `root`"
     return read_dataset(ILIDSVID, root, check=check, split_id=split_id, min_frames=min_frames)
 
-# %% ../../nbs/data/13_video_sets.ipynb #c4a3e06f
+# %% ../../nbs/data/13_video_sets.ipynb #e7840509
 def prid2011_rows(
     spec:Spec,
     home:Path,
@@ -179,7 +179,7 @@ def prid2011_rows(
     min_frames:int=1, # shorter tracklets are left out
 ) -> pd.DataFrame:
     "Make a row of every tracklet of a split of PRID-2011"
-    where = _there(spec, home)['splits']
+    where = parts_of(spec, home)['splits']
     try: splits = json.loads(where.read_text(encoding='utf-8'))
     except ValueError as e: raise ReidError(f'{where} isn\'t JSON: {e}.') from e
     split = _one_split(spec, splits, split_id)
@@ -188,11 +188,11 @@ def prid2011_rows(
     return df[df.frames.map(len) >= min_frames].reset_index(drop=True)
 
 PRID2011 = Spec(
-    name='prid2011',
+    name='prid2011', paper='Hirzer et al., SCIA 2011', splits=10, average='Mean over split_id 0 to 9.',
     layout=dict(cam_1=('prid_2011/multi_shot/cam_a', 'multi_shot/cam_a'), cam_2=('prid_2011/multi_shot/cam_b', 'multi_shot/cam_b'), splits='splits_prid2011.json'),
     homes=('.', 'prid2011'), rows=prid2011_rows,
     counts=dict(train=dict(ids=89, tracklets=178, cameras=2), query=dict(ids=89, tracklets=89, cameras=1), gallery=dict(ids=89, tracklets=89, cameras=1)),
-    get='From https://www.tugraz.at/institute/icg/research/team-bischof/lrs/downloads/prid11; splits_prid2011.json is linked in Torchreid\'s page on datasets. Averages are over split_id 0 to 9.',
+    get='From https://www.tugraz.at/institute/icg/research/team-bischof/lrs/downloads/prid11; splits_prid2011.json is linked in Torchreid\'s page on datasets.',
     licence='For research only.',
     ethics='Real passers-by, seen from above: show as few of them as you need, and identify nobody.')
 
@@ -205,7 +205,7 @@ def prid2011(
     "Read a split of PRID-2011's tracklets (Hirzer et al., SCIA 2011) from `root`"
     return read_dataset(PRID2011, root, check=check, split_id=split_id, min_frames=min_frames)
 
-# %% ../../nbs/data/13_video_sets.ipynb #c1842b8d8
+# %% ../../nbs/data/13_video_sets.ipynb #c12481533
 def folder_tracklets(
     spec:Spec, # with `levels` `pid` and `track`, and `cam` and `frame` in `pattern`
     home:Path,
@@ -221,7 +221,7 @@ def folder_tracklets(
     return df
 
 DUKEMTMCVIDREID = Spec(
-    name='dukemtmcvidreid',
+    name='dukemtmcvidreid', paper='Wu et al., CVPR 2018',
     layout=dict(train='train', query='query', gallery='gallery'), levels=(r'^(?P<pid>\d+)$', 'track'),
     pattern=r'^(?P<named>\d{4})_?C(?P<cam>\d)_?F(?P<frame>\d+)_?[XD](?P<start>\d+)',
     homes=('.', 'DukeMTMC-VideoReID', 'dukemtmc-vidreid/DukeMTMC-VideoReID', 'dukemtmc-vidreid'), rows=folder_tracklets,
