@@ -9,7 +9,7 @@ __all__ = ['OCCLUDED_DUKE', 'MORE_RULES', 'LTCC', 'PRCC', 'VERI776', 'SYSU_MM01'
            'personx_v1', 'randperson_rows', 'randperson', 'pa100k_rows', 'pa100k', 'read_market_attributes',
            'add_market_attributes']
 
-# %% ../../nbs/data/14_more_sets.ipynb #c25038719
+# %% ../../nbs/data/14_more_sets.ipynb #df13fe60
 import json
 import os
 import random
@@ -24,10 +24,10 @@ import pandas as pd
 
 from ..core import ReidError, as_items
 from .datasets import Spec, _some, folder_rows, parts_of, read_dataset
+from .image_sets import PASSERS_BY
 from .video_sets import _missing, read_mat
 
-# %% ../../nbs/data/14_more_sets.ipynb #fc9c5e76
-_STREET = 'Real passers-by who can be recognised: show as few of them as you need, and identify nobody.'
+# %% ../../nbs/data/14_more_sets.ipynb #c912cef37
 _WITHDRAWN = 'Students were filmed without being asked, which is why DukeMTMC was withdrawn. Use it only to compare with older figures, if at all.'
 
 OCCLUDED_DUKE = Spec(
@@ -47,7 +47,7 @@ def occluded_duke(
     "Read Occluded-Duke (Miao et al., ICCV 2019) from `root`"
     return read_dataset(OCCLUDED_DUKE, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c6f778113
+# %% ../../nbs/data/14_more_sets.ipynb #d43668de
 MORE_RULES = { # what else a protocol takes away: `Protocol(name, drop=MORE_RULES[name])`
     'clothes_changed': (('pid', 'cam'), ('pid', 'clothes'), ('item',)), # LTCC
     'cross_place': (('place',), ('item',))}                            # SYSU-MM01
@@ -58,7 +58,7 @@ LTCC = Spec(
     pattern=r'^(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<cam>\d+)_(?P<frame>\d+)',
     homes=('.', 'LTCC_ReID', 'ltcc/LTCC_ReID', 'LTCC/LTCC_ReID', 'ltcc'),
     counts=dict(train=dict(ids=77, images=9576, cameras=12), query=dict(ids=75, images=493, cameras=12), gallery=dict(ids=75, images=7050, cameras=12)),
-    get='On request, see https://naiq.github.io/LTCC_Perosn_ReID.html.', licence='For research only, after signing an agreement.', ethics=_STREET)
+    get='On request, see https://naiq.github.io/LTCC_Perosn_ReID.html.', licence='For research only, after signing an agreement.', ethics=PASSERS_BY)
 
 def ltcc(
     root,            # folder with `train`, `query` and `test`, or up to two levels above it
@@ -67,7 +67,7 @@ def ltcc(
     "Read LTCC (Qian et al., ACCV 2020) from `root`"
     return read_dataset(LTCC, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c00ebe11a
+# %% ../../nbs/data/14_more_sets.ipynb #c6f23a187
 def prcc_rows(
     spec:Spec,
     home:Path,
@@ -89,7 +89,7 @@ PRCC = Spec(
     homes=('.', 'prcc', 'PRCC', 'PRCC/prcc', 'prcc/prcc'), protocol='cuhk03', rows=prcc_rows,
     counts=dict(train=dict(ids=150, images=17896, cameras=3), val=dict(ids=150, images=5002), query=dict(ids=71, images=7416, cameras=2),
                 gallery=dict(ids=71, images=3384, cameras=1)),
-    get='https://www.isee-ai.cn/~yangqize/clothing.html', licence='For research only.', ethics=_STREET)
+    get='https://www.isee-ai.cn/~yangqize/clothing.html', licence='For research only.', ethics=PASSERS_BY)
 
 def prcc(
     root,            # folder with `rgb`, or up to two levels above it
@@ -202,7 +202,7 @@ def sysu_mm01(
     "Read a trial of SYSU-MM01 (Wu et al., IJCV 2020) from `root`"
     return read_dataset(SYSU_MM01, root, check=check, mode=mode, shots=shots, split_id=split_id, perm=perm)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c8abbd37a
+# %% ../../nbs/data/14_more_sets.ipynb #c170fec31
 def cuhk_pedes_rows(
     spec:Spec,
     home:Path,
@@ -223,7 +223,7 @@ def cuhk_pedes_rows(
 CUHK_PEDES = Spec(
     name='cuhk_pedes', paper='Li et al., CVPR 2017', layout=dict(images='imgs', text='reid_raw.json'), homes=('.', 'CUHK-PEDES', 'cuhk_pedes', 'CUHK-PEDES/CUHK-PEDES'), protocol='all', rows=cuhk_pedes_rows,
     counts=dict(train=dict(ids=11003, images=34054), val=dict(ids=1000, images=3078), gallery=dict(ids=1000, images=3074)),
-    get='On request, see https://github.com/ShuangLI59/Person-Search-with-Natural-Language-Description.', licence='For academic research only.', ethics=_STREET)
+    get='On request, see https://github.com/ShuangLI59/Person-Search-with-Natural-Language-Description.', licence='For academic research only.', ethics=PASSERS_BY)
 
 def cuhk_pedes(
     root,            # folder with `imgs` and `reid_raw.json`, or up to two levels above it
@@ -305,7 +305,7 @@ def randperson(
     "Read the subset of RandPerson (Wang et al., ACM MM 2020) from `root`"
     return read_dataset(RANDPERSON, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c0acccac4
+# %% ../../nbs/data/14_more_sets.ipynb #ee1bda78
 def pa100k_rows(
     spec:Spec,
     home:Path,
@@ -328,7 +328,7 @@ PA100K = Spec(
     layout=dict(images=('data/release_data/release_data', 'release_data/release_data', 'release_data', 'data'), labels=('annotation.mat', 'annotation/annotation.mat')),
     homes=('.', 'pa100k', 'PA100k', 'PA100K', 'PA-100K'), protocol='all', rows=pa100k_rows,
     counts=dict(train=dict(images=80000), val=dict(images=10000), gallery=dict(images=10000)),
-    get='Linked at https://github.com/xh-liu/HydraPlus-Net.', licence='CC BY 4.0.', ethics=_STREET)
+    get='Linked at https://github.com/xh-liu/HydraPlus-Net.', licence='CC BY 4.0.', ethics=PASSERS_BY)
 
 def pa100k(
     root,            # folder with the pictures' folder and `annotation.mat`, or the one above it

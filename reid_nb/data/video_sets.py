@@ -6,7 +6,7 @@
 __all__ = ['MARS', 'ILIDSVID', 'PRID2011', 'DUKEMTMCVIDREID', 'VIDEO_SPECS', 'frames_to_tracklets', 'read_mat', 'mars_rows',
            'mars', 'ilidsvid_rows', 'ilidsvid', 'prid2011_rows', 'prid2011', 'folder_tracklets', 'dukemtmcvidreid']
 
-# %% ../../nbs/data/13_video_sets.ipynb #d6f8d2e6
+# %% ../../nbs/data/13_video_sets.ipynb #c6fe46e42
 import json
 import os
 import re
@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core import ReidError
 from .datasets import Spec, _some, folder_rows, parts_of, read_dataset
+from .image_sets import PASSERS_BY
 
 # %% ../../nbs/data/13_video_sets.ipynb #c19a1afb4
 def _order(names): # the last whole number in each name: 2 for 'cam1_person001_00002.png'
@@ -80,7 +81,7 @@ def _mars_tracks(names, tracks, folder, listed): # a row per line of `tracks`: f
     if gone := _missing([o for row in rows for o in row['frames']]): raise ReidError(f'{len(gone):,} frames of {listed} are missing: {_some(gone)}. Unpack the archive again.')
     return pd.DataFrame(rows)
 
-# %% ../../nbs/data/13_video_sets.ipynb #c8d0aee33
+# %% ../../nbs/data/13_video_sets.ipynb #a9c8824a
 def mars_rows(
     spec:Spec,
     home:Path,        # the folder with `bbox_train`, `bbox_test` and `info`
@@ -104,7 +105,7 @@ MARS = Spec(
                 gallery=dict(ids=621, tracklets=10200, cameras=6, junk=870)),
     get='Its authors link bbox_train.zip and bbox_test.zip from https://zheng-lab.cecs.anu.edu.au/Project/project_mars.html; the folder info is at https://github.com/liangzheng06/MARS-evaluation.',
     licence='For research only.',
-    ethics='Real passers-by who can be recognised: show as few of them as you need, and identify nobody.')
+    ethics=PASSERS_BY)
 
 # %% ../../nbs/data/13_video_sets.ipynb #d6a0841d
 def mars(
