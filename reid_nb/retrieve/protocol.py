@@ -16,8 +16,9 @@ from ..core import ReidError
 from .distance import as_array, as_feats
 from .kernels import cached_njit
 
-# %% ../../nbs/retrieve/20_protocol.ipynb #b537d878
-_WORDS = {('pid', 'cam'): 'same identity from the same camera', ('item',): 'the query itself', ('cam',): "the query's camera", ('tid',): "the query's tracklet"}
+# %% ../../nbs/retrieve/20_protocol.ipynb #c9c659681
+_WORDS = {('pid', 'cam'): 'same identity from the same camera', ('item',): 'the query itself', ('cam',): "the query's camera", ('tid',): "the query's tracklet", ('pid', 'clothes'): 'same identity in the same clothes',
+          ('place',): "the query's place"}
 
 class Protocol(NamedTuple):
     "Which gallery items are taken away before a query's list is scored; junk (pid -1) always is"
@@ -37,44 +38,63 @@ _market = (('pid', 'cam'), ('item',))
 MARKET, ALL = Protocol('market', _market), Protocol('all', (('item',),))
 PROTOCOLS = {o.name: o for o in (
     MARKET, ALL, Protocol('cross_camera_only', (('cam',), ('item',))), Protocol('tracklet', (('tid',), ('item',))), Protocol('same_dset', _market, ('dset',)),
+    Protocol('clothes_changed', (*_market, ('pid', 'clothes'))), Protocol('cross_place', (('place',), ('item',))),
     Protocol('cuhk03', _market, repeats=10), Protocol('cuhk03_torchreid', _market, repeats=10, single_ap=False))}
 
 # %% ../../nbs/retrieve/20_protocol.ipynb #c2366a3d1
+def _column(col, name, n): # a Series of `n` values
+    if isinstance(col, str) or not hasattr(col, '__len__') or getattr(col, 'ndim', 1) != 1:
+        raise ReidError(f'`{name}` must be a row of values, one per picture, not {type(col).__name__} of shape {getattr(col, "shape", ())}.')
+    if len(col) != n: raise ReidError(f'`{name}` has {len(col)} entries, `{name[0]}_pid` has {n}.')
+    tensors = hasattr(col, 'detach') or isinstance(col, (list, tuple)) and hasattr(col[0], 'detach') # each of a list would equal nothing but itself
+    return pd.Series(as_array(col) if tensors else col).reset_index(drop=True)
+
 def label_columns(
     side:str,  # 'q' or 'g', for errors
     pid,       # (n,) whole numbers, -1 is junk
     cam=None,  # (n,) cameras; <NA> or NaN where unknown
     item=None, # (n,) whatever names a picture, such as its path
-    more=None, # further columns by name: tid, dset, time, ...
+    more=None, # further columns by name, as a dict or a DataFrame: tid, dset, time, ...
 ) -> dict: # columns by name; raises `ReidError` where lengths differ or pids are no whole numbers
     "Check the labels of one side"
     pid = as_array(pid)
+    if not pid.size: raise ReidError(f'There are no {dict(q="queries", g="gallery items")[side]}: `{side}_pid` is empty.')
     if pid.ndim != 1 or pid.dtype.kind not in 'iu':
-        raise ReidError(f'`{side}_pid` must be a row of whole numbers, not {pid.dtype} of shape {pid.shape}. Number names first: `pd.factorize(names, sort=True)[0]`.')
-    if not len(pid): raise ReidError(f'There are no {dict(q="queries", g="gallery items")[side]}: `{side}_pid` is empty.')
-    cols = dict(pid=pid.astype(np.int64))
-    for o, col in dict(more or {}, cam=cam, item=item).items():
-        if col is None: continue
-        if len(col) != len(pid): raise ReidError(f'`{side}_{o}` has {len(col)} entries, `{side}_pid` has {len(pid)}.')
-        cols[o] = pd.Series(as_array(col) if hasattr(col, 'detach') else col).reset_index(drop=True)
-    return cols
+        how = 'Give unknown people −1, which is junk, and convert: `.astype(int)`' if pid.dtype.kind == 'f' else 'Number the names of both sides together: `pd.factorize(q_names + g_names)[0]`'
+        raise ReidError(f'`{side}_pid` must be a row of whole numbers, not {pid.dtype} of shape {pid.shape}. {how}.')
+    if pid.max() >= 2**63: raise ReidError(f'`{side}_pid` goes up to {pid.max()}, which no signed number of 64 bits can be. Number the people of both sides anew, by `pd.factorize`.')
+    more = {} if more is None else dict(more)
+    if own := [o for o in ('pid', 'cam', 'item') if o in more]: raise ValueError(f'Pass {own[0]!r} as `{side}_{own[0]}`, and not in `{side}_more`.')
+    cols = {o: _column(col, f'{side}_{o}', len(pid)) for o, col in dict(more, cam=cam, item=item).items() if col is not None}
+    return dict(pid=pid.astype(np.int64), **cols)
 
 # %% ../../nbs/retrieve/20_protocol.ipynb #c613d7473
+def _kind(col): # what the values of a column are, for comparing; '' where that can't be said
+    kind = '' if col.isna().all() else pd.api.types.infer_dtype(col.cat.categories if isinstance(col.dtype, pd.CategoricalDtype) else col, skipna=True)
+    if kind in ('integer', 'floating', 'mixed-integer-float', 'boolean', 'decimal'): return 'numbers'
+    if not kind.startswith('mixed'): return dict(string='text').get(kind, kind)
+    types = {type(o).__name__ for o in col.dropna()}
+    return types.pop() if len(types) == 1 else ''
+
 def choose_protocol(
     protocol, # a name, or a `Protocol`
     q:dict,   # columns of the queries, from `label_columns`
     g:dict,   # columns of the gallery
-) -> Protocol: # raises `ReidError` where a column is missing
+) -> Protocol: # raises `ReidError` where a column is missing, or of another type on the other side
     "Find the protocol, and check that the labels suffice; without any camera 'market' is 'all'"
     if not isinstance(protocol, Protocol):
         if protocol not in PROTOCOLS: raise ValueError(f'`protocol` must be one of {list(PROTOCOLS)} or a `Protocol`, not {protocol!r}.')
         protocol = PROTOCOLS[protocol]
     if ('cam' in q) != ('cam' in g): raise ReidError('Cameras are given for one side only. Pass both `q_cam` and `g_cam`, or neither.')
-    if protocol == MARKET and any('cam' not in o or o['cam'].isna().all() for o in (q, g)): return ALL
-    need = {o for rule in (*protocol.drop, protocol.keep) for o in rule} - {'item', 'pid'}
-    if miss := sorted(o for o in need if o not in q or o not in g):
+    if protocol == MARKET and any('cam' not in o or o['cam'].isna().all() for o in (q, g)): protocol = ALL
+    if protocol.repeats < 0: raise ValueError(f'`repeats` of a protocol must not be negative, and is {protocol.repeats}.')
+    need = {o for rule in (*protocol.drop, protocol.keep) for o in rule} - {'pid'}
+    if miss := sorted(o for o in need - {'item'} if o not in q or o not in g):
         how = ', '.join('`q_cam` and `g_cam`' if o == 'cam' else f"`q_more={{'{o}': …}}` and `g_more={{'{o}': …}}`" for o in miss)
         raise ReidError(f"Protocol {protocol.name!r} needs the column{'s' * (len(miss) > 1)} {', '.join(miss)} on both sides. Pass {how}.")
+    for o in sorted(need & set(q) & set(g)):
+        a, b = _kind(q[o]), _kind(g[o])
+        if a and b and a != b: raise ReidError(f'`q_{o}` holds {a}, `g_{o}` holds {b}: none could equal another, and no rule about {o} would take anything away. Give both the same type.')
     return protocol
 
 # %% ../../nbs/retrieve/20_protocol.ipynb #c7c1dd24d
@@ -201,6 +221,7 @@ def multi_query(
     normalize=True, # bring each feature to length one first?
 ) -> np.ndarray: # (n_q, d) float32: mean of the features with a query's pid and cam; raises `ReidError` where there is none
     "Average the pictures that one camera has of each query's person"
+    if q_cam is None or cam is None: raise ReidError('Multi-query averages the pictures of one camera: pass the cameras of both the queries and the pictures.')
     feats = as_feats(feats)
     if normalize: feats = feats / np.maximum(np.linalg.norm(feats, axis=1, keepdims=True), 1e-30)
     q, g = label_columns('q', q_pid, q_cam), label_columns('g', pid, cam)
