@@ -170,7 +170,7 @@ class ClipToTensor(Transform):
         out.mask = torch.from_numpy(clip.mask)
         return out
 
-# %% ../../nbs/data/45_clips.ipynb #cb907c4d
+# %% ../../nbs/data/45_clips.ipynb #c548a229d
 @contextmanager
 def _again(device): # inside, all random generators begin where they began the first time; afterwards they stand as after one use
     cuda = device.type == 'cuda'
@@ -188,9 +188,13 @@ class ForClips(Transform):
     ):
         if per not in ('clip', 'frame'): raise ValueError(f"`per` must be 'clip' or 'frame', not {per!r}.")
         super().__init__()
-        self.tfm, self.per, self.order, self.split_idx = tfm, per, tfm.order, tfm.split_idx
+        self.tfm, self.per, self.order, self.split_idx, self.now = tfm, per, tfm.order, tfm.split_idx, None
 
-    def _images(self, x): return self.tfm(TensorImage(x), split_idx=self.split_idx)
+    def __call__(self, b, split_idx=None, **kwargs):
+        self.now = split_idx # some of fastai's do less in validation instead of nothing
+        return super().__call__(b, split_idx=split_idx, **kwargs)
+
+    def _images(self, x): return self.tfm(TensorImage(x), split_idx=self.now)
 
     def encodes(self, x:TensorClip): # (n,t,3,h,w) → the same, or another size
         if self.per == 'frame' or not isinstance(self.tfm, RandTransform): return TensorClip(self._images(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
