@@ -8,7 +8,7 @@ from setuptools import setup
 cfg = ConfigParser(delimiters=['='])
 cfg.read(Path(__file__).with_name('settings.ini'), encoding='utf-8')
 cfg = cfg['DEFAULT']
-extras = {o: shlex.split(cfg[o]) for o in ('lab', 'video', 'search', 'calibrate', 'export')}
+extras = {o: shlex.split(cfg[o]) for o in ('lab', 'video', 'search', 'calibrate', 'cuhk03', 'export')}
 extras['dev'] = sorted({r for reqs in extras.values() for r in reqs}) + shlex.split(cfg['test'])
 
 setup(

@@ -390,7 +390,7 @@ def test_splits_move_with_the_dataset(tmp_path, name, make):
 
 def test_splits_that_torchreid_left(tmp_path):
     layouts.viper(tmp_path, 12), layouts.ilids(tmp_path, 12), layouts.prid(tmp_path)
-    for name, entry in (('viper', lambda o: ['/home/somebody/reid-data/viper/VIPeR/' + '/'.join(o.split('/')[-2:]), 3, 0]), ('ilids', os.path.basename)):
+    for name, entry in (('viper', lambda o: ['/elsewhere/reid-data/viper/VIPeR/' + '/'.join(o.split('/')[-2:]), 3, 0]), ('ilids', os.path.basename)):
         items = read_dataset(name, tmp_path, 3, seed=9, check=False)
         record = {k: [entry(o) for o in rows_of(items, k).path] for k in ('train', 'query', 'gallery')} | dict(num_train_pids=6)
         (tmp_path / 'splits.json').write_text(json.dumps([record]))

@@ -97,8 +97,8 @@ def test_settings_and_installation_agree():
     assert ini['lib_path'] == toml['tool']['nbdev']['lib_path'] == toml['project']['name']
     reqs = [Requirement(o) for o in distribution('reid_nb').requires]
     again = 'settings.ini changed after the installation: run `python -m pip install -e ".[dev]"` again'
-    ini['dev'] = ' '.join(ini[o] for o in ('lab', 'video', 'search', 'calibrate', 'export', 'test'))
-    for extra in ('requirements', 'lab', 'video', 'search', 'calibrate', 'export', 'dev'):
+    ini['dev'] = ' '.join(ini[o] for o in ('lab', 'video', 'search', 'calibrate', 'cuhk03', 'export', 'test'))
+    for extra in ('requirements', 'lab', 'video', 'search', 'calibrate', 'cuhk03', 'export', 'dev'):
         got = {f'{r.name}{r.specifier}' for r in reqs if (r.marker.evaluate({'extra': extra}) if r.marker else extra == 'requirements')}
         assert got == {f'{r.name}{r.specifier}' for r in map(Requirement, shlex.split(ini[extra]))}, again
 
