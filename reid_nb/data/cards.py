@@ -6,7 +6,7 @@
 __all__ = ['THUMB', 'Scan', 'scan_images', 'pixel_stats', 'camera_grid', 'per_person', 'size_stats', 'color_stats',
            'example_sheet', 'grid_image', 'DatasetCard', 'dataset_card']
 
-# %% ../../nbs/data/20_cards.ipynb #c1b35901f
+# %% ../../nbs/data/20_cards.ipynb #c734acef4
 import base64
 import hashlib
 import html
@@ -17,26 +17,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..core import SPLITS, ReidError, _paths_of, atomic_path, items_stats, rows_of
+from .crops import _bar
+from .own import open_image
 
-# %% ../../nbs/data/20_cards.ipynb #b0b8be7d
+# %% ../../nbs/data/20_cards.ipynb #c425fb71f
 THUMB = (16, 8) # (h,w) of a thumbnail
 _LEVELS = np.arange(256)
 
-def _rgb(im): # a picture as RGB with 8 bits, upright
-    if im.getexif().get(274, 1) != 1: im = ImageOps.exif_transpose(im)
-    if im.mode[:1] in 'IF':
-        x = np.asarray(im, dtype=np.float64)
-        im = Image.fromarray(np.clip(x / 257 if x.max() > 255 else x, 0, 255).astype(np.uint8))
-    return (im.convert('RGBA') if 'P' in im.mode else im).convert('RGB')
+_ENDS = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'} # a complete file holds it
 
-def _trouble(e, data): # an exception in words
+def _ends_early(kind, data): return _ENDS.get(kind, b'') not in data[2:]
+
+def _trouble(e, data, kind): # an exception in words
     said = str(e)
     if isinstance(e, FileNotFoundError): return 'missing'
     if data == b'': return 'empty'
-    if 'truncated' in said.lower() or 'broken data stream' in said: return 'truncated'
+    if _ends_early(kind, data or b'') or 'truncated' in said.lower(): return 'truncated'
     return 'not an image' if 'cannot identify' in said else f'{type(e).__name__}: {said}'
 
 def _look(path): # what one file is: (facts, pixels or None)
@@ -46,15 +45,15 @@ def _look(path): # what one file is: (facts, pixels or None)
         facts |= dict(bytes=len(data), digest=hashlib.blake2b(data, digest_size=16).hexdigest())
         with Image.open(io.BytesIO(data)) as im:
             facts |= dict(format=im.format, mode=im.mode, h=im.height, w=im.width)
-            im.load()
-            rgb = _rgb(im)
-            facts |= dict(h=rgb.height, w=rgb.width, turned=im.getexif().get(274, 1) != 1)
-        if facts['format'] == 'JPEG' and b'\xff\xd9' not in data[2:]: facts['problem'] = 'truncated'
-    except Exception as e: return facts | dict(problem=_trouble(e, data)), None
+            facts['turned'] = im.getexif().get(274, 1) != 1
+        rgb = open_image(io.BytesIO(data))
+        facts |= dict(h=rgb.height, w=rgb.width)
+        if _ends_early(facts['format'], data): facts['problem'] = 'truncated'
+    except Exception as e: return facts | dict(problem=_trouble(e.__cause__ or e, data, facts['format'])), None
     hist = np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)
     return facts, (hist @ _LEVELS, hist @ _LEVELS ** 2, np.asarray(rgb.resize(THUMB[::-1], Image.Resampling.BOX)))
 
-# %% ../../nbs/data/20_cards.ipynb #c462e5e36
+# %% ../../nbs/data/20_cards.ipynb #c0dbc008
 @dataclass(repr=False)
 class Scan:
     "What one pass over the files of an item table found"
@@ -67,12 +66,6 @@ class Scan:
     def good(self): return (self.sums >= 0).all(1) # (n,) decoded?
     def __len__(self): return len(self.files)
     def __repr__(self): return f'Scan of {len(self):,} files, {self.files.bytes.sum() / 1e6:,.1f} MB, {(self.files.problem != "").sum():,} with a problem'
-
-def _bar(it, total, show): # a progress bar around `it`, where fastprogress is installed
-    if not (show and total): return it
-    try: from fastprogress.fastprogress import progress_bar
-    except ImportError: return it
-    return progress_bar(it, total=total, leave=False)
 
 def _each(fn, things, workers, progress, size=32): # `fn` of every thing, in their order, by threads
     parts = [things[i:i + size] for i in range(0, len(things), size)]
@@ -164,7 +157,7 @@ def color_stats(
     look['cam'] = df.cam.astype(object).where(df.cam.notna(), 'unknown')
     return look.groupby('cam').agg(**{'files': ('red', 'size'), **{o: (o, 'mean') for o in look.columns.drop('cam')}})
 
-# %% ../../nbs/data/20_cards.ipynb #c428d6d3a
+# %% ../../nbs/data/20_cards.ipynb #c658c61a6
 def example_sheet(
     items:pd.DataFrame,
     n:int=6,         # persons, one per row
@@ -187,9 +180,8 @@ def example_sheet(
     return sheet
 
 def _picture(path): # a file as RGB, None if it can't be read
-    try:
-        with Image.open(path) as im: return _rgb(im)
-    except Exception: return None
+    try: return open_image(path)
+    except ReidError: return None
 
 # %% ../../nbs/data/20_cards.ipynb #c8ce8cf76
 def grid_image(

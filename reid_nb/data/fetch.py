@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHIVES', 'Archive', 'download', 'unpack', 'sources', 'fetch_dataset']
 
-# %% ../../nbs/data/18_fetch.ipynb #b6cffdfb
+# %% ../../nbs/data/18_fetch.ipynb #b9adc5af
 import errno
 import hashlib
 import json
@@ -30,7 +30,9 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 
 from ..core import ReidError
-from .datasets import MARKET1501, Spec, _find_home
+from .catalogue import SPECS
+from .crops import _bar
+from .datasets import Spec, _find_home
 
 # %% ../../nbs/data/18_fetch.ipynb #f65168ce
 class Archive(NamedTuple):
@@ -75,7 +77,7 @@ def _answer(r): # what a response says: (first byte, bytes of the whole file or 
     if not found: return -1, None, tag
     return int(found[1]), None if found[2] == '*' else int(found[2]), tag
 
-# %% ../../nbs/data/18_fetch.ipynb #f9c9301b
+# %% ../../nbs/data/18_fetch.ipynb #c4f481081
 _CHUNK = 1_000_000 # bytes between two steps of the bar: it counts megabytes
 
 class _Cut(Exception): # the transfer broke; another attempt may help
@@ -85,12 +87,6 @@ def _chunks(r): # what a response sends, until it ends or breaks
     try:
         while data := r.read(_CHUNK): yield data
     except (OSError, HTTPException) as e: raise _Cut(f'{type(e).__name__}: {e}') from e
-
-def _bar(it, total, show): # a progress bar around `it`, where fastprogress is installed
-    if not (show and total): return it
-    try: from fastprogress.fastprogress import progress_bar
-    except ImportError: return it
-    return progress_bar(it, total=total, leave=False)
 
 def _check_answer(archive, r, total, have, file): # refuse what can't be the file
     if r.headers.get_content_type() == 'text/html' and not _name(archive).lower().endswith(('.html', '.htm')):
@@ -284,36 +280,27 @@ def unpack(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return to
 
-# %% ../../nbs/data/18_fetch.ipynb #c8f789937
+# %% ../../nbs/data/18_fetch.ipynb #c2d829e0a
 ARCHIVES = {
     'viper': (Archive('http://users.soe.ucsc.edu/~manduchi/VIPeR.v1.0.zip', md5='1c2d9fc1cc800332567a0da25a1ce68c', seen='Reported gone (404) since April 2021.'),),
     'grid': (Archive('http://personal.ie.cuhk.edu.hk/~ccloy/files/datasets/underground_reid.zip', seen='Reported working in 2019 and unreachable in 2022.'),),
     'ilids': (Archive('http://www.eecs.qmul.ac.uk/~jason/data/i-LIDS_Pedestrian.tgz', seen='Reported gone (404) since April 2021.'),),
     'ilidsvid': (Archive('http://www.eecs.qmul.ac.uk/~xiatian/iLIDS-VID/iLIDS-VID.tar', md5='7752bd15b611558701bb0e2380ed8950', seen='Reported gone (404) since July 2021.'),),
-    'prid': (Archive('https://files.icg.tugraz.at/f/6ab7e8ce8f/?raw=1', name='prid_2011.zip', seen='No report either way.'),),
     'market1501': (Archive('', md5='65005ab7d12ec1c44de4eeafe813e68a', name='Market-1501-v15.09.15.zip'),),
 } # published by the datasets' authors; the MD5 sums are those of Open-ReID
-ARCHIVES['prid2011'] = ARCHIVES['prid']
-
-def _specs(): # the datasets that have a name
-    try: from reid_nb.data.catalogue import SPECS
-    except ImportError: return {MARKET1501.name: MARKET1501}
-    return SPECS
 
 def sources() -> pd.DataFrame: # a row per dataset: is a plain address known, what is known of it, and how to get it otherwise
     "Tell where each dataset can be had"
-    rows, specs = {}, _specs()
-    for name in sorted({*specs, *ARCHIVES}):
-        known, spec = ARCHIVES.get(name, ()), specs.get(name)
-        rows[name] = dict(address=' '.join(o.url for o in known), seen=' '.join(o.seen for o in known), get=spec.get if spec else '')
+    known = {o: ARCHIVES.get(o, ()) for o in sorted(SPECS)}
+    rows = {k: dict(address=' '.join(o.url for o in v), seen=' '.join(o.seen for o in v), get=SPECS[k].get) for k, v in known.items()}
     return pd.DataFrame(rows).T.rename_axis('dataset')
 
-# %% ../../nbs/data/18_fetch.ipynb #b092f5ee
+# %% ../../nbs/data/18_fetch.ipynb #c6fbd1090
 def _spec(spec): # a spec, by name or as it is
     if isinstance(spec, Spec): return spec
-    if spec not in (specs := _specs()):
-        raise ValueError(f'No dataset is called {spec!r}. Known: {", ".join(sorted(specs))}. Or pass a `Spec` of your own, and its `archives`.')
-    return specs[spec]
+    if spec not in SPECS:
+        raise ValueError(f'No dataset is called {spec!r}. Known: {", ".join(sorted(SPECS))}. Or pass a `Spec` of your own, and its `archives`.')
+    return SPECS[spec]
 
 def _terms(spec): # what to know before getting a dataset
     said = dict(licence=spec.licence or 'not stated: ask its authors', ethics=spec.ethics, get=spec.get)

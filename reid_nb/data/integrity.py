@@ -6,7 +6,7 @@
 __all__ = ['file_problems', 'exact_duplicates', 'fingerprints', 'near_duplicates', 'identity_overlap', 'one_camera',
            'label_suspects', 'pair_sheet', 'IntegrityReport', 'integrity_report', 'without']
 
-# %% ../../nbs/data/21_integrity.ipynb #cc91a236
+# %% ../../nbs/data/21_integrity.ipynb #c4b112c0
 import html
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from ..core import ReidError, _persons, rows_of
-from .cards import Scan, _bar, _picture, _save_page, _sections, scan_images
+from .cards import Scan, _picture, _save_page, _sections, scan_images
+from .crops import _bar
 
 # %% ../../nbs/data/21_integrity.ipynb #c65013d7f
 def file_problems(
@@ -115,7 +116,7 @@ def near_duplicates(
     out.attrs['same'] = calm
     return out
 
-# %% ../../nbs/data/21_integrity.ipynb #ea3b12ad
+# %% ../../nbs/data/21_integrity.ipynb #c8979785c
 def identity_overlap(
     items:pd.DataFrame,
 ) -> pd.DataFrame: # a row per person on both sides: dset, pid, pictures in train (and val), pictures in query and gallery
@@ -127,26 +128,29 @@ def identity_overlap(
 
 def one_camera(
     items:pd.DataFrame,
-) -> pd.DataFrame: # a row per person of train or query without a second camera (for queries: in the gallery); empty where cameras are unknown
+) -> pd.DataFrame: # a row per person of train, or of query and gallery, whom a single camera saw; distractors left out; empty where cameras are unknown
     "List persons who were seen by one camera only"
     df = items[(items.pid != -1) & items.cam.notna()].assign(dset=lambda o: o.dset.astype(str))
     out = []
     for side, splits, ask in (('train', ['train'], 'train'), ('test', ['query', 'gallery'], 'query')):
-        x = df[df.split.isin(splits)]
-        who = x.groupby(['dset', 'pid']).agg(cameras=('cam', 'nunique'), cam=('cam', 'first'), pictures=('cam', 'size'), asked=('split', lambda o: (o == ask).any()))
+        x = df[df.split.isin(splits)].assign(asked=df.split.astype(str) == ask)
+        who = x.groupby(['dset', 'pid']).agg(cameras=('cam', 'nunique'), cam=('cam', 'first'), pictures=('cam', 'size'), asked=('asked', 'any'))
         out.append(who[(who.cameras == 1) & who.asked].assign(side=side))
     return pd.concat(out).reset_index()[['side', 'dset', 'pid', 'cam', 'pictures']]
 
-# %% ../../nbs/data/21_integrity.ipynb #c2952614f
+# %% ../../nbs/data/21_integrity.ipynb #c750cca4d
 def _vote(x, who, tid, k, i, block): # for rows i…i+block: winner among others' persons, its share, the own share, the closest row of the winner
     s = x[i:i + block] @ x.T
-    rows = np.arange(len(s))
+    rows, near, far = np.arange(len(s)), [], []
     s[rows, rows + i] = -np.inf
     s[:, who < 0] = -np.inf
     if tid is not None: s[tid[i:i + block, None] == tid[None]] = -np.inf
-    near = np.argpartition(-s, k - 1, axis=1)[:, :k]
-    near = np.take_along_axis(near, np.argsort(-np.take_along_axis(s, near, 1), axis=1, kind='stable'), 1)
-    votes = np.where(np.isfinite(np.take_along_axis(s, near, 1)), who[near], -1)
+    for _ in range(k): # for few neighbours faster than a partition
+        near.append(s.argmax(1))
+        far.append(s[rows, near[-1]] == -np.inf)
+        s[rows, near[-1]] = -np.inf
+    near = np.stack(near, 1)
+    votes = np.where(np.stack(far, 1), -1, who[near])
     own = (votes == who[i:i + block, None]) & (votes >= 0)
     count = np.where((votes < 0) | own, 0, (votes[:, :, None] == votes[:, None]).sum(2))
     first = count.argmax(1)
