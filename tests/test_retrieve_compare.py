@@ -282,6 +282,8 @@ def test_bad_splits(tmp_path):
         with pytest.raises(FileNotFoundError, match='There are no results files at'): merge_splits(o)
     with pytest.raises(ReidError, match='There are no results'): merge_splits([])
     a = world(noise=2.)
+    for o in ([a.stats], dict(x=a.stats), [a, None]):
+        with pytest.raises(ReidError, match='A run is a `ReidResults`, or a file of them, not (RankStats|NoneType)'): merge_splits(o)
     b = ReidResults.from_feats(a.q_feat, a.g_feat, a.query, a.gallery, protocol='all')
     with pytest.raises(ReidError, match=r"scored under 2 protocols, \['all', 'market'\]"): merge_splits([a, b])
     (tmp_path/'x.npz').write_text('no results')

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from reid_nb.core import ReidError
 from reid_nb.retrieve.distance import as_source, dist_tiles, make_ready, pairwise
-from reid_nb.retrieve.protocol import ALL, MARKET, PROTOCOLS, Protocol
+from reid_nb.retrieve.protocol import ALL, MARKET, PROTOCOLS, Protocol, multi_query
 from reid_nb.retrieve.rank import Scorer, rank_stats
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -272,6 +272,60 @@ def test_no_match_says_why(kw, says):
     (np.ones((2, 3)), dict(protocol=Protocol('odd', mask=lambda q, g: q['pid'] == g['pid'][:, :1])), ReidError, r'needed is bool of shape \(1, ')])
 def test_bad_input(dist, kw, error, says):
     with pytest.raises(error, match=says): rank_stats(dist, **{**dict(q_pid=[1, 2], g_pid=[1, 2, 2]), **kw})
+
+
+DIST = np.float32([[.1, .2, .3], [.1, .2, .3]])
+
+
+@pytest.mark.parametrize('kw, error, says', [
+    (dict(q_cam=['0', '1'], g_cam=[0, 1, 1]), ReidError, '`q_cam` holds text, `g_cam` holds numbers: none could equal another'),
+    (dict(q_cam=[b'0', b'1'], g_cam=['0', '1', '1']), ReidError, '`q_cam` holds bytes, `g_cam` holds text'),
+    (dict(q_cam=pd.Categorical(['0', '1']), g_cam=pd.Categorical([0, 1, 1])), ReidError, 'holds text, `g_cam` holds numbers'),
+    (dict(q_item=[Path('a'), Path('b')], g_item=['a', 'b', 'c']), ReidError, 'Path, `g_item` holds text'),
+    (dict(q_more=dict(tid=[1, 2]), g_more=dict(tid=list('abc')), protocol='tracklet'), ReidError, '`q_tid` holds numbers, `g_tid` holds text'),
+    (dict(q_more=dict(cam=[0, 1]), g_more=dict(cam=[0, 1, 1])), ValueError, "Pass 'cam' as `q_cam`, and not in `q_more`"),
+    (dict(q_more=dict(pid=[0, 0])), ValueError, "Pass 'pid' as `q_pid`"),
+    (dict(q_cam=1, g_cam=2), ReidError, 'one per picture, not int of shape'),
+    (dict(q_cam=[[0], [1]] * np.ones((2, 1)), g_cam=[0, 1, 1]), ReidError, r'not ndarray of shape \(2, 1\)'),
+    (dict(q_pid=np.array([1, 2**64 - 1], np.uint64)), ReidError, 'goes up to 18446744073709551615'),
+    (dict(q_pid=[1, np.nan]), ReidError, 'not float64 .* convert: `.astype'),
+    (dict(q_pid=[]), ReidError, 'There are no queries'),
+    (dict(protocol=Protocol('odd', repeats=-1)), ValueError, 'must not be negative, and is -1')])
+def test_labels_that_fit_nothing(kw, error, says):
+    "Each of these was once scored without a word, as if no rule applied"
+    with pytest.raises(error, match=says): rank_stats(DIST, **{**dict(q_pid=[1, 2], g_pid=[1, 2, 2]), **kw})
+
+
+@pytest.mark.parametrize('feats, says', [((np.ones((2, 4)),), 'a tuple of two, .* not of 1'), ((np.ones((2, 4)), np.ones((3, 4)), np.ones((3, 4))), 'not of 3'),
+                                         ([np.ones((2, 4)), np.ones((3, 4))], 'rows of different lengths .* as a tuple')], ids=('one', 'three', 'list'))
+def test_features_are_two(feats, says):
+    with pytest.raises(ReidError, match=says): rank_stats(feats, [1, 2], [1, 2, 2])
+
+
+def test_labels_of_equal_values_and_other_types():
+    want = rank_stats(DIST, [1, 2], [1, 2, 2], [0, 1], [0, 1, 2], protocol='cross_camera_only')
+    for q_cam, g_cam in ((np.float32([0, 1]), [0, 1, 2]), (pd.array([0, 1], dtype='Int64'), np.uint8([0, 1, 2])), (pd.Series([0., 1], index=[9, 3]), pd.Categorical([0, 1, 2]))):
+        assert rank_stats(DIST, [1, 2], [1, 2, 2], q_cam, g_cam, protocol='cross_camera_only').n_removed.tolist() == want.n_removed.tolist() == [1, 1]
+    more = pd.DataFrame(dict(tid=[5, 6]), index=[7, 8]), pd.DataFrame(dict(tid=[5, 6, 7]))
+    assert rank_stats(DIST, [1, 2], [1, 2, 2], protocol='tracklet', q_more=more[0], g_more=more[1]).removed["the query's tracklet"] == 2
+    torch = pytest.importorskip('torch')
+    listed = [list(torch.tensor(o)) for o in ([1, 2], [1, 2, 2], [0, 1], [0, 1, 2])] # as a loop over batches collects them; such tensors equal nothing but themselves
+    assert rank_stats([o.requires_grad_() for o in torch.tensor(DIST)], *listed, protocol='cross_camera_only').n_removed.tolist() == [1, 1]
+
+
+def test_a_short_cmc_changes_no_figure():
+    rng = np.random.default_rng(0)
+    dist, labels = rng.random((20, 80)), (rng.integers(0, 30, 20), rng.integers(0, 30, 80))
+    for protocol in ('all', Protocol('draws', repeats=5)):
+        short, long = (rank_stats(dist, *labels, protocol=protocol, max_rank=k) for k in (3, 50))
+        assert short.metrics() == long.metrics() and short.cmc.tolist() == long.cmc[:3].tolist()
+        with pytest.raises(ValueError, match='`k` must be 1 at least'): short.hit_rate(0)
+        assert long.hit_rate(99) == pytest.approx(1)
+    with pytest.raises(ValueError, match='up to rank 10. For rank 12 score with `max_rank=12`'): short.hit_rate(12)
+
+
+def test_multi_query_needs_cameras():
+    with pytest.raises(ReidError, match='pass the cameras of both'): multi_query([1], None, np.ones((2, 3)), [1, 1], None)
 
 
 def run(code, cwd, **env):

@@ -171,6 +171,25 @@ def test_bad_calls():
     with pytest.raises(ValueError, match='`source` must be'): res.ranking(0, source='train')
 
 
+def test_arrays_that_do_not_fit():
+    feats, pids = (np.eye(3, 4), np.eye(4)), ([1, 2, 3], [1, 2, 3, 3])
+    for kw, error, says in ((dict(q_cam=['a', 'b', 'c'], g_cam=list('abcd')), ReidError, '`cam` of the query table must hold whole numbers'),
+                            (dict(q_cam=[.5, 1, 2], g_cam=[1, 2, 3, 4]), ReidError, 'whole numbers'), (dict(q_cam=[1, 2, 3]), ReidError, 'one side only')):
+        with pytest.raises(error, match=says): ReidResults.from_arrays(feats, *pids, **kw)
+    with pytest.raises(ReidError, match='a tuple of two'): ReidResults.from_arrays((*feats, 1), *pids)
+    with pytest.raises(ReidError, match='as a tuple'): ReidResults.from_arrays(list(feats), *pids)
+
+
+def test_further_columns_go_by_position():
+    more = pd.DataFrame(dict(hat=[1, 2, 3], coat=[4, 5, 6]), index=[9, 2, 5])
+    other = dict(hat=more.hat, coat=more.coat.sort_index()) # pandas would put their rows together by index
+    for o, coat in ((more, [4, 5, 6]), (other, [5, 6, 4])):
+        res = ReidResults.from_arrays(np.ones((3, 4)), [1, 2, 3], [1, 2, 3, 3], q_more=o)
+        assert res.query.pid.tolist() == res.query.hat.tolist() == [1, 2, 3] and res.query.coat.tolist() == coat
+    table = res.query.assign(item=0, cam=[0, 1, 2])
+    assert ReidResults.from_feats(np.eye(3), np.eye(3), table, table.assign(cam=[1, 2, 0], path=list('abc'))).stats.protocol == 'market' # a column of that name is like any other
+
+
 COLUMNS = dict(
     pid=np.array([1, -1, 2**60], np.int64), small=np.array([1, 2, 3], np.int8), cam=pd.array([0, None, 2**60], dtype='Int64'), ap=[.1, np.nan, 1 / 3], single=np.float32([.1, np.inf, 1 / 3]),
     yes=[True, False, True], maybe=pd.array([True, None, False], dtype='boolean'), path=pd.Series(['a', 'ü/é "x"\n', '人'], dtype='str'), text=pd.array(['a', None, ''], dtype='string'),

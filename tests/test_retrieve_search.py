@@ -3,6 +3,7 @@ import json
 import os
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,7 @@ def test_conditions_in_other_forms():
 @pytest.mark.parametrize('where,error,says', [
     (dict(camera=1), ReidError, "no column 'camera' to filter by. Found: \\['path'"), (dict(cam='1'), ReidError, 'is text'), (dict(cam=['1']), ReidError, 'is text'), (dict(dset=('a', None)), ReidError, "can't be compared"),
     (dict(cam=(1, 2, 3)), ValueError, 'first and last'), (np.ones(3, bool), ReidError, r'shape \(3,\), the index has 200 rows'), ([0, 200], ReidError, 'There is no row 200: the index has the rows 0 to 199'), ([-1], ReidError, 'no row -1'),
+    (dict(cam=slice(0, 1)), ValueError, 'A range is a tuple'), (dict(path=3), ReidError, '3 is of type int'), (dict(path=[Path('a')]), ReidError, 'Pass `str'),
     ('cam == 1', ValueError, 'must be a dict'), ([.5], ValueError, 'must be a dict')], ids=str)
 def test_conditions_that_mean_nothing(where, error, says):
     with pytest.raises(error, match=says): rows_where(world()[1], where)
@@ -512,3 +514,14 @@ def test_requests_that_no_form_can_serve(faiss):
     assert index.effort is None and index.approximate('ivf').effort > 0
     index.effort = 99
     assert index.recall(feats[:9], 3) == 1
+    with pytest.raises(ReidError, match='There is nothing to find: 9 queries'): index.recall(feats[:9], 3, where=dict(cam=99))
+    with pytest.raises(ValueError, match='`effort` must be 1 at least, not 0'): index.effort = 0
+
+
+@pytest.mark.parametrize('kw', [dict(effort=0), dict(effort=-5), dict(propose=0), dict(propose=-1), dict(cells=-1), dict(links=0), dict(links=1), dict(threads=0)], ids=str)
+def test_what_would_end_the_process_is_refused(kw):
+    "faiss aborts, Jupyter's kernel with it, when a graph has no links"
+    feats, items = people(200)
+    index = GalleryIndex().add(feats, items)
+    with pytest.raises(ValueError, match=f'`{[*kw][0]}` must be [12] at least'): index.approximate('hnsw', **kw)
+    with pytest.raises(ReidError, match='201 `cells` can.t be learned from 200 rows'): index.approximate('ivf', cells=201)

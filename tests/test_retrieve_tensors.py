@@ -68,6 +68,30 @@ def test_bad_input(q, g, metric, error, says):
     with pytest.raises(error, match=says): TensorSource((q, g), metric)
 
 
+@pytest.mark.parametrize('dtype', ['bool', 'int32', 'uint8', 'float16', 'bfloat16', 'float64'])
+def test_distances_of_any_type(dtype):
+    dist, _, _, labels = case(4)
+    dist = dist > 3 if dtype == 'bool' else dist
+    np.testing.assert_array_equal(by_tensors(torch.tensor(dist).to(getattr(torch, dtype)), labels).ap, rank_stats(dist, *labels).ap)
+
+
+def test_features_of_two_kinds():
+    _, q, g, labels = case(5)
+    g.flags.writeable = False
+    want = by_tensors((torch.tensor(q), torch.tensor(g)), labels)
+    np.testing.assert_array_equal(by_tensors((torch.tensor(q, requires_grad=True), g), labels).ap, want.ap)
+    for scale in (1e-25, 1e25): # squares of these leave float32
+        np.testing.assert_allclose(by_tensors((torch.tensor(q * np.float32(scale)), g), labels).mAP, want.mAP, atol=1e-3)
+    np.testing.assert_array_equal(by_tensors((torch.tensor(q).round(), torch.tensor(g).round()), labels, lambda a, b: torch.cdist(a, b, p=1).round().bfloat16()).ap,
+                                  rank_stats(np.abs(np.round(q)[:, None] - np.round(g)).sum(2).round(), *labels).ap)
+
+
+@pytest.mark.parametrize('x, metric, says', [((torch.ones(23, 2),), 'cosine', 'not of 1'), ((torch.ones(23, 2) + 1j, torch.ones(130, 2)), 'cosine', 'not torch.complex64'),
+                                             ((torch.ones(23, 2), torch.ones(130, 2)), lambda a, b: a, r'gave distances of shape \(7, 2\) for 7 queries')], ids=('one', 'complex', 'shape'))
+def test_what_cannot_be_scored(x, metric, says):
+    with pytest.raises(ReidError, match=says): by_tensors(x, case(0)[-1], metric)
+
+
 def test_nan_is_counted():
     with pytest.raises(ReidError, match='1 distances are NaN, in 1 rows, first .1.'): by_tensors(torch.tensor([[1., 2], [float('nan'), 1]]), ([1, 2], [1, 2]))
 

@@ -261,6 +261,11 @@ def test_rates_that_make_no_sense(big, kw):
     with pytest.raises(ValueError): big[2].threshold_for(**kw)
 
 
+def test_a_threshold_that_is_no_number(big):
+    with pytest.raises(ValueError, match='is NaN'): big[2].rates(np.nan)
+    with pytest.raises(ValueError, match='`bins` must be 1 at least, not 0'): big[2].histogram(0)
+
+
 def test_the_curve_has_a_moderate_length(big):
     counts = big[2]
     assert len(counts.lo) > 5000 and len(counts.roc(300)) <= 301

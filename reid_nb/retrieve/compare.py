@@ -172,9 +172,11 @@ def _stem(paths): # short names of files, that still tell them apart
     return short if len(set(short)) == len(short) else [str(o) for o in paths]
 
 def _named(results): # name -> results, or a file of them
+    if not isinstance(results, dict): results = [results] if isinstance(results, (ReidResults, str, Path)) else list(results)
+    if odd := [type(o).__name__ for o in (results.values() if isinstance(results, dict) else results) if not isinstance(o, (ReidResults, str, Path))]:
+        raise ReidError(f'A run is a `ReidResults`, or a file of them, not {odd[0]}. `ReidResults.from_arrays` makes one of features and labels.')
     if isinstance(results, dict): named = results
     else:
-        results = [results] if isinstance(results, (ReidResults, str, Path)) else list(results)
         files = [o for o in results if not isinstance(o, ReidResults)]
         name = dict(zip(map(str, files), _stem(files)))
         named = {f'run {i}' if isinstance(o, ReidResults) else name[str(o)]: o for i, o in enumerate(results, 1)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'as_array', 'read_only', 'as_feats', 'Ready', 'make_ready', 'block_dist', 'dist_tiles', 'dist_blocks',
-           'dist_pairs', 'pairwise', 'as_source']
+           'dist_pairs', 'pairwise', 'two_feats', 'as_source']
 
 # %% ../../nbs/retrieve/25_distance.ipynb #fde29c65
 from typing import NamedTuple
@@ -16,11 +16,13 @@ from .product import N_G, N_Q, pack, pair_dist, tile_dist
 
 # %% ../../nbs/retrieve/25_distance.ipynb #c007a3bad
 def as_array(x):
-    "Give `x` as a numpy array; a torch tensor is detached and fetched from its device"
+    "Give `x` as a numpy array; a torch tensor, or a list of them, is detached and fetched from its device"
     if hasattr(x, 'detach'):
         x = x.detach().cpu()
         x = (x.float() if 'bfloat16' in str(x.dtype) else x).numpy()
-    return np.asarray(x)
+    elif isinstance(x, (list, tuple)) and len(x) and hasattr(x[0], 'detach'): x = [as_array(o) for o in x]
+    try: return np.asarray(x)
+    except ValueError: raise ReidError('Found rows of different lengths where an array is needed. Features of queries and gallery go in as a tuple `(q_feat, g_feat)`.') from None
 
 def read_only(x): # a view that can't be written to: numba has another type for such arrays; where all are alike it compiles once
     x = x.view()
@@ -205,11 +207,15 @@ class _Matrix:
     def tiles(self): return ((i, 0, rows) for i, rows in self.rows())
 
 # %% ../../nbs/retrieve/25_distance.ipynb #fea1fe9a
+def two_feats(feats): # a tuple of features; raises `ReidError` where it is none of two
+    if len(feats) != 2: raise ReidError(f'Features go in as a tuple of two, `(q_feat, g_feat)`, not of {len(feats)}.')
+    return feats
+
 def as_source(
     dist_or_feats,   # (n_q, n_g) distances, or a tuple of features (n_q, d) and (n_g, d)
     metric='cosine', # of features, as in `dist_tiles`
 ): # has `shape` (n_q, n_g), `pairs(off, col)`, and `tiles()` and `rows()` as `dist_tiles` and `dist_blocks` have them
     "Give distances and features the same methods"
     if not isinstance(dist_or_feats, tuple): return _Matrix(as_array(dist_or_feats))
-    q, g = (o if isinstance(o, Ready) else make_ready(o, metric, name) for o, name in zip(dist_or_feats, ('query features', 'gallery features')))
+    q, g = (o if isinstance(o, Ready) else make_ready(o, metric, name) for o, name in zip(two_feats(dist_or_feats), ('query features', 'gallery features')))
     return _Features(q, g)

@@ -60,9 +60,10 @@ def label_columns(
     pid = as_array(pid)
     if not pid.size: raise ReidError(f'There are no {dict(q="queries", g="gallery items")[side]}: `{side}_pid` is empty.')
     if pid.ndim != 1 or pid.dtype.kind not in 'iu':
-        how = 'Give unknown people −1, which is junk, and convert: `.astype(int)`' if pid.dtype.kind == 'f' else 'Number the names of both sides together: `pd.factorize(q_names + g_names)[0]`'
+        how = 'Number the names of both sides together: `pd.factorize(q_names + g_names)[0]`'
+        if pid.dtype.kind == 'f': how = 'Give unknown people −1, which is junk, and convert: `.astype(int)`'
         raise ReidError(f'`{side}_pid` must be a row of whole numbers, not {pid.dtype} of shape {pid.shape}. {how}.')
-    if pid.max() >= 2**63: raise ReidError(f'`{side}_pid` goes up to {pid.max()}, which no signed number of 64 bits can be. Number the people of both sides anew, by `pd.factorize`.')
+    if pid.max() >= 2**63: raise ReidError(f'`{side}_pid` goes up to {pid.max()}, too large for a signed number of 64 bits. Number the people of both sides anew.')
     more = {} if more is None else dict(more)
     if own := [o for o in ('pid', 'cam', 'item') if o in more]: raise ValueError(f'Pass {own[0]!r} as `{side}_{own[0]}`, and not in `{side}_more`.')
     cols = {o: _column(col, f'{side}_{o}', len(pid)) for o, col in dict(more, cam=cam, item=item).items() if col is not None}
@@ -94,7 +95,9 @@ def choose_protocol(
         raise ReidError(f"Protocol {protocol.name!r} needs the column{'s' * (len(miss) > 1)} {', '.join(miss)} on both sides. Pass {how}.")
     for o in sorted(need & set(q) & set(g)):
         a, b = _kind(q[o]), _kind(g[o])
-        if a and b and a != b: raise ReidError(f'`q_{o}` holds {a}, `g_{o}` holds {b}: none could equal another, and no rule about {o} would take anything away. Give both the same type.')
+        if a and b and a != b:
+            raise ReidError(f'`q_{o}` holds {a}, `g_{o}` holds {b}: none could equal another, and no rule about {o} would take anything away. '
+                            'Give both the same type.')
     return protocol
 
 # %% ../../nbs/retrieve/20_protocol.ipynb #c7c1dd24d

@@ -96,7 +96,7 @@ class RankStats:
     protocol:str         # the protocol's name
     ties:str='worst'     # the rule for equal distances
     removed:dict=field(default_factory=dict) # how many (query, gallery item) pairs each of the protocol's rules took away
-    shares:np.ndarray=None # (n_q, max_rank), of a protocol that draws: share of draws with a hit up to that rank
+    shares:np.ndarray=None # (n_q, max_rank, or 10 if that is more), of a protocol that draws: share of draws with a hit up to that rank
 
     @property
     def mAP(self): return float(self.ap[self.valid].mean())
@@ -108,8 +108,11 @@ class RankStats:
 
     def hits(self, k):
         "Per query (n_q,): is there a hit up to rank `k`? 1 or 0, or the share of draws"
-        if self.shares is not None: return self.shares[:, min(k, self.shares.shape[1]) - 1]
-        return ((self.first <= k) & self.valid).astype(float)
+        if k < 1: raise ValueError(f'`k` must be 1 at least, not {k}.')
+        if self.shares is None: return ((self.first <= k) & self.valid).astype(float)
+        n = self.shares.shape[1]
+        if k > n and (self.shares[self.valid, -1] < 1 - 1e-9).any(): raise ValueError(f'The draws were counted up to rank {n}. For rank {k} score with `max_rank={k}`.')
+        return self.shares[:, min(k, n) - 1]
 
     def metrics(self):
         "Means over the valid queries, and how many these are, as a dict"
@@ -213,9 +216,9 @@ def stats(self:Scorer,
     first, ap, inp, shares = np.zeros(n_q, np.int64), np.full(n_q, np.nan), np.full(n_q, np.nan), None
     _figures(self.off, self.wrong, first, ap, inp)
     if protocol.repeats:
-        shares, single = single_shot(source.rows(), self.parts, protocol.repeats, protocol.seed, TIES[self.ties], max_rank)
+        shares, single = single_shot(source.rows(), self.parts, protocol.repeats, protocol.seed, TIES[self.ties], max(max_rank, 10))
         if protocol.single_ap: ap = inp = single
-    cmc = np.cumsum(np.bincount(first[valid], minlength=max_rank + 1)[1:max_rank + 1]) / valid.sum() if shares is None else shares[valid].mean(0)
+    cmc = np.cumsum(np.bincount(first[valid], minlength=max_rank + 1)[1:max_rank + 1]) / valid.sum() if shares is None else shares[valid, :max_rank].mean(0)
     removed = dict(zip(protocol.rules, self.removed.sum(0).tolist()))
     return RankStats(cmc, ap, inp, first, np.diff(self.off), self.removed.sum(1), valid, protocol.name, self.ties, removed, shares)
 
@@ -232,7 +235,7 @@ def rank_stats(
     q_item=None,   # (n_q,) whatever names a picture, such as its path
     g_item=None,   # (n_g,) the same; an item that equals the query is the query itself
     ties:str='worst', # 'worst', 'best' or 'first': where a wrong item stands that is exactly as far as a match
-    q_more=None,   # further columns by name that a protocol needs (tid, dset, time ...), each (n_q,)
+    q_more=None,   # further columns that a protocol needs (tid, dset, time ...), a dict or a DataFrame, each (n_q,)
     g_more=None,   # the same, each (n_g,)
     group=None,    # where each process holds a part of the gallery: see `reid_nb.retrieve.shards`
 ) -> RankStats: # raises `ReidError` (`NoMatch`) where no query has a match, values are NaN or sizes do not fit

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ReidError, atomic_path, patch
-from .distance import as_array, as_feats, as_source, dist_pairs, make_ready
+from .distance import as_array, as_feats, as_source, dist_pairs, make_ready, two_feats
 from .nearest import Nearest
 from .protocol import PROTOCOLS, Protocol
 from .rank import RankStats, Scorer
@@ -25,7 +25,10 @@ def _tidy(items, name): # an item table with a fresh index, and a camera column 
     if miss := [o for o in ('path', 'pid') if o not in items]:
         raise ReidError(f'The {name} table needs the columns path, pid and cam (which may be <NA>); {miss} missing. Found: {list(items)}.')
     cam = items.cam if 'cam' in items else [pd.NA] * len(items)
-    return items.assign(cam=pd.array(cam, dtype='Int64')).reset_index(drop=True)
+    try: cam = pd.array(cam, dtype='Int64')
+    except (TypeError, ValueError) as e:
+        raise ReidError(f'`cam` of the {name} table must hold whole numbers, or <NA>: {e}. Number the names of both sides together: `pd.factorize(q_names + g_names)[0]`.') from None
+    return items.assign(cam=cam).reset_index(drop=True)
 
 def _person_codes(query, gallery): # whole numbers that name a person; -1 stays junk
     q, g = query.pid.to_numpy(), gallery.pid.to_numpy()
@@ -67,7 +70,7 @@ class ReidResults:
 
 # %% ../../nbs/retrieve/45_results.ipynb #c827edc7
 def _labels(query, gallery, person): # arguments of `Scorer` and `pair_counts`, with all columns that both tables have
-    both = [o for o in query if o in gallery and o not in ('path', 'pid', 'cam', 'split')]
+    both = [o for o in query if o in gallery and o not in ('path', 'pid', 'cam', 'split', 'item')]
     sides = dict(q=(query, person[0]), g=(gallery, person[1]))
     return {f'{k}_{o}': v for k, (t, pid) in sides.items() for o, v in dict(pid=pid, cam=t.cam, item=t.path, more={c: t[c] for c in both}).items()}
 
@@ -126,7 +129,8 @@ def from_dist(cls:ReidResults,
 def _table_of(name, pid, cam, path, more): # an item table from arrays; pictures without a name are numbered
     pid = as_array(pid)
     path = [f'{name} {i}' for i in range(len(pid))] if path is None else [str(o) for o in path]
-    cols = dict(path=path, pid=pid, cam=[pd.NA] * len(pid) if cam is None else as_array(cam), **(more or {}))
+    cols = dict(path=path, pid=pid, cam=[pd.NA] * len(pid) if cam is None else as_array(cam), **({} if more is None else dict(more)))
+    cols = {k: v.reset_index(drop=True) if isinstance(v, pd.Series) else v for k, v in cols.items()} # else pandas would go by their indices
     if odd := {k: len(v) for k, v in cols.items() if len(v) != len(pid)}:
         raise ReidError(f'There are {len(pid)} {name} identities; other columns have other lengths: {odd}.')
     return pd.DataFrame(cols)
@@ -145,8 +149,9 @@ def from_arrays(cls:ReidResults,
     **kw,          # of `from_feats` or `from_dist`
 ) -> 'ReidResults': # raises as `from_feats`
     "The same from arrays alone; the tables are made of them"
+    if (q_cam is None) != (g_cam is None): raise ReidError('Cameras are given for one side only. Pass both `q_cam` and `g_cam`, or neither.')
     query, gallery = _table_of('query', q_pid, q_cam, q_path, q_more), _table_of('gallery', g_pid, g_cam, g_path, g_more)
-    if isinstance(dist_or_feats, tuple): return cls.from_feats(*dist_or_feats, query, gallery, **kw)
+    if isinstance(dist_or_feats, tuple): return cls.from_feats(*two_feats(dist_or_feats), query, gallery, **kw)
     return cls.from_dist(dist_or_feats, query, gallery, **kw)
 
 # %% ../../nbs/retrieve/45_results.ipynb #c45e9c54e

@@ -101,9 +101,13 @@ def _fits_all(items, where):
     out = np.ones(len(items), bool)
     for name, want in where.items():
         if name not in items: raise ReidError(f'There is no column {name!r} to filter by. Found: {list(items)}.')
+        if isinstance(want, slice): raise ValueError(f'{want} is no value of {name!r}. A range is a tuple, first and last: (lo, hi).')
+        if hasattr(want, 'detach'): want = as_array(want).tolist() # of a tensor: it would equal nothing
         kind = items[name].dtype
         if pd.api.types.is_numeric_dtype(kind) and any(isinstance(o, str) for o in (want if pd.api.types.is_list_like(want) else [want])):
             raise ReidError(f'Column {name!r} holds numbers ({kind}), {want!r} is text, which no number is.')
+        if isinstance(kind, pd.StringDtype) and (odd := [o for o in (want if pd.api.types.is_list_like(want) else [want]) if not (isinstance(o, str) or pd.isna(o))]):
+            raise ReidError(f'Column {name!r} holds text, and {odd[0]!r} is of type {type(odd[0]).__name__}, which no text equals. Pass `str(…)` of it.')
         try: out &= _fits(items[name], want)
         except TypeError as e: raise ReidError(f'Column {name!r} ({kind}) can\'t be compared with {want!r}: {e}.') from None
     return out
@@ -152,6 +156,7 @@ class GalleryIndex:
     @effort.setter
     def effort(self, n):
         if not self._approx: raise ValueError('An exact search knows no `effort`. Call `approximate` first.')
+        if n < 1: raise ValueError(f'`effort` must be 1 at least, not {n}.')
         self._approx.effort = int(n)
 
     @property
@@ -423,6 +428,9 @@ def approximate(self:GalleryIndex,
         self._approx = None
         return self
     if form not in FORMS: raise ValueError(f"`form` must be 'exact' or one of {FORMS}, not {form!r}.")
+    for name, o, least in (('effort', effort, 1), ('propose', propose, 1), ('cells', cells, 1), ('links', links, 2), ('threads', threads, 1)): # faiss would end the process
+        if o is not None and o < least: raise ValueError(f'`{name}` must be {least} at least, not {o}.')
+    if cells and cells > len(self): raise ReidError(f'{cells} `cells` can\'t be learned from {len(self)} rows. Take some 40 rows per cell, or leave `cells` out.')
     if callable(self.metric): raise ValueError('faiss knows none but the metrics with a name; with a function as `metric` search exactly.')
     if (need := dict(ivf=40, pq=256).get(form, 1)) > len(self):
         raise ReidError(f'{form!r} learns from the rows, {need} at least; the index has {len(self)}. Search exactly.')
@@ -444,6 +452,7 @@ def recall(self:GalleryIndex,
 ) -> float: # in [0, 1]
     "Which part of the `k` closest rows does the approximate form find?"
     want, got = self.search(feats, k, where, exact=True)[0], self.search(feats, k, where)[0]
+    if not (want >= 0).any(): raise ReidError(f'There is nothing to find: {len(want)} queries, and no row that `where` means. Recall needs some of both.')
     return float(np.mean([np.isin(w[w >= 0], g).mean() for w, g in zip(want, got) if (w >= 0).any()]))
 
 # %% ../../nbs/retrieve/40_search.ipynb #ae5a1a56

@@ -19,7 +19,7 @@ from .results import ReidResults
 # %% ../../nbs/retrieve/48_slices.ipynb #c57fffff8
 def _scored(res, dist, rows, protocol): # APs and hits at rank 1 where only the gallery `rows` take part, nan where there is no match
     query, gallery = res.query, res.gallery.iloc[rows]
-    more = [{o: t[o] for o in t if o in query and o in gallery and o not in ('path', 'pid', 'cam')} for t in (query, gallery)]
+    more = [{o: t[o] for o in t if o in query and o in gallery and o not in ('path', 'pid', 'cam', 'item')} for t in (query, gallery)]
     try:
         s = rank_stats((res.q_feat, res.g_feat[rows]) if dist is None else dist[:, rows], res.person['query'], res.person['gallery'][rows],
                        query.cam, gallery.cam, protocol, 1, res.metric, query.path, gallery.path, res.stats.ties, *more)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..core import ReidError, patch
+from .distance import two_feats
 from .kernels import cached_njit
 from .protocol import not_wrong
 
@@ -27,13 +28,27 @@ def _full_precision():
     try: yield
     finally: torch.set_float32_matmul_precision(before)
 
+def _tensor(x, device): # on `device`, without a gradient
+    x = sys.modules['torch'].as_tensor(x if hasattr(x, 'detach') else np.array(x), device=device).detach()
+    if x.is_complex(): raise ReidError(f'Distances and features must be numbers, not {x.dtype}.')
+    return x
+
 def _checked(x, name): # (n, d) float32, finite
     if x.ndim != 2 or not x.shape[1]: raise ReidError(f"{name} must have the shape (n, d), a row per picture; found {tuple(x.shape)}. Flatten or pool the model's output first.")
-    x = x.detach().float()
+    x = x.float()
     if n := int((~x.isfinite().all(1)).sum()): raise ReidError(f'{n} of {len(x)} rows of {name} hold NaN or infinite values. Look at these pictures, and at the training loss.')
     return x
 
 # %% ../../nbs/retrieve/26_tensors.ipynb #c3ef27f73
+def _directions(x): # rows of length one
+    norm = x.norm(dim=1, keepdim=True)
+    odd = ~((norm > 1e-15) & (norm < 3e18))[:, 0] # too short or too long for float32
+    if not odd.any(): return x / norm
+    x = x.clone()
+    peak = x[odd].abs().amax(1, keepdim=True)
+    x[odd] /= peak.where(peak > 0, peak.new_ones(()))
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-30)
+
 def _block(q, g, metric): # (b, n_g) distances, of rows of length one for cosine
     if metric == 'cosine': return (1 - q @ g.T).clamp_(min=0)
     sq = ((q * q).sum(1)[:, None] + (g * g).sum(1) - 2 * (q @ g.T)).clamp_(min=0)
@@ -44,20 +59,25 @@ class TensorSource:
     def __init__(self, dist_or_feats, metric='cosine', block=256): # a tuple of features, or (n_q, n_g) distances; queries at a time
         self.metric, self.block, self.dist = metric, block, None
         if not isinstance(dist_or_feats, tuple):
-            self.dist, self.shape = dist_or_feats.detach(), tuple(dist_or_feats.shape)
+            dist = _tensor(dist_or_feats, dist_or_feats.device)
+            self.dist, self.shape = dist if 'float' in str(dist.dtype) else dist.double(), tuple(dist.shape)
             return
-        q, g = (_checked(o, name) for o, name in zip(dist_or_feats, ('query features', 'gallery features')))
+        device = next((o.device for o in dist_or_feats if on_device(o)), 'cpu')
+        q, g = (_checked(_tensor(o, device), name) for o, name in zip(two_feats(dist_or_feats), ('query features', 'gallery features')))
         if q.shape[1] != g.shape[1]: raise ReidError(f'Query features have {q.shape[1]} dimensions, gallery features {g.shape[1]}. Both must come from the same model.')
         if not callable(metric) and metric not in ('cosine', 'sqeuclidean', 'euclidean'): raise ValueError(f"`metric` must be 'cosine', 'sqeuclidean', 'euclidean' or a function, not {metric!r}.")
-        if metric == 'cosine': q, g = (o / o.norm(dim=1, keepdim=True).clamp(min=1e-30) for o in (q, g))
+        if metric == 'cosine': q, g = _directions(q), _directions(g)
         self.q, self.g, self.shape = q, g, (len(q), len(g))
+
+    def _dist(self, q): # (b, n_g)
+        with _full_precision(): dist = self.metric(q, self.g) if callable(self.metric) else _block(q, self.g, self.metric)
+        if dist.shape == (len(q), len(self.g)): return dist
+        raise ReidError(f'The function {self.metric!r} gave distances of shape {tuple(dist.shape)} for {len(q)} queries and {len(self.g)} gallery items. It must give (n_q, n_g).')
 
     def blocks(self): # yields (i, (b, n_g)) on the device
         for i in range(0, self.shape[0], self.block):
-            if self.dist is not None: yield i, self.dist[i:i + self.block]
-            else:
-                q = self.q[i:i + self.block]
-                with _full_precision(): yield i, self.metric(q, self.g) if callable(self.metric) else _block(q, self.g, self.metric)
+            dist = self._dist(self.q[i:i + self.block]) if self.dist is None else self.dist[i:i + self.block]
+            yield i, dist.float() if dist.element_size() < 4 else dist # numpy knows no bfloat16
 
     def tiles(self): return ((i, 0, dist.float().cpu().numpy()) for i, dist in self.blocks())
     def rows(self): return ((i, dist) for i, _, dist in self.tiles())
@@ -103,7 +123,7 @@ def count(self:TensorSource, scorer): # adds to the scorer's counts, block by bl
         b = len(dist)
         scorer.n_nan[i:i + b] += dist.isnan().sum(1).cpu().numpy()
         rows, cols = torch.as_tensor(_listed(i, b, self.shape[1], scorer.parts, scorer.mask(i, 0, dist.shape), scorer.removed), device=dist.device)
-        dist = dist.clone() if self.dist is not None else dist
+        if self.dist is not None: dist = dist.clone()
         dist[rows, cols] = float('nan') # nothing is before or behind it
         (t, n), (c, _) = _padded(scorer.off, scorer.t, i, b, -np.inf), _padded(scorer.off, scorer.col, i, b, -1)
         t, c = (torch.as_tensor(o, device=dist.device) for o in (t, c))

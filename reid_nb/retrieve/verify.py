@@ -188,6 +188,7 @@ def rates(self:PairCounts,
     threshold:float, # any distance
 ) -> Rates:
     "TPR and FPR of a threshold"
+    if np.isnan(threshold): raise ValueError('`threshold` is NaN: no distance is below it, and none above.')
     n = np.searchsorted(self.same_dist, np.float32(threshold), 'right'), self.diff[self.lo <= np.float32(threshold)].sum()
     return Rates(float(threshold), *(float(o / all_) if all_ else float('nan') for o, all_ in zip(n, (self.n_same, self.n_diff))))
 
@@ -271,6 +272,7 @@ def histogram(self:PairCounts,
     bins:int=60, # between the smallest and the largest distance
 ) -> pd.DataFrame: # a row per bin: `lo`, `hi`, and the pairs counted as `same` and `different`; a pair is out of place by a cell at most
     "Count pairs in bins of equal width"
+    if bins < 1: raise ValueError(f'`bins` must be 1 at least, not {bins}.')
     mid = self.lo + (self.hi.astype(float) - self.lo) / 2
     lo, hi = float(self.lo[0]), float(self.hi[-1])
     edges = np.linspace(lo, hi if hi > lo else lo + (abs(lo) or 1.), bins + 1)
