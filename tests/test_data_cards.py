@@ -319,7 +319,7 @@ def test_the_report_as_a_page(people, tmp_path):
     assert not re.search(r'https?:|<script|<link|src="(?!data:)', page) and '4_0_0.png' in page and page.count('<img') == 1
     assert r.found.found.to_dict() == dict(unreadable=1, truncated=0, tiny=0, blank=0, exact=2, near=1, overlap=0, one_camera=0)
     assert len(r['near']) == 1 and 'unreadable' in repr(r)
-    assert 'The first 1 of 2.' in r._repr_html_(rows=1)
+    assert 'The first 1 of 2.' in r.save(tmp_path / 'short.html', rows=1).read_text() and page.count('<h1>') == 1 and '<h2>' not in page
     assert pair_sheet([], []).size == (54, 194) and pair_sheet(['none'], ['none']).size == (54, 194)
 
 

@@ -183,7 +183,7 @@ def _picture(path): # a file as RGB, None if it can't be read
     try: return open_image(path)
     except ReidError: return None
 
-# %% ../../nbs/data/20_cards.ipynb #c8ce8cf76
+# %% ../../nbs/data/20_cards.ipynb #c5f94fd6f
 def grid_image(
     grid:pd.DataFrame, # of `camera_grid`
     width:int=720,     # pixels
@@ -197,11 +197,11 @@ def grid_image(
 
 def _bars(values, low, high, height=70, width=360): # a histogram as SVG
     n, _ = np.histogram(values, bins=(bins := min(36, max(int(high - low) + 1, 1))), range=(low - .5, high + .5))
-    step = width / bins
+    step = min(width / bins, 24)
     rects = ''.join(f'<rect x="{i * step:.1f}" y="{height * (1 - v / n.max()):.1f}" width="{step * .9:.1f}" height="{height * v / n.max():.1f}"/>' for i, v in enumerate(n) if v)
     return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" fill="#17406e" role="img">{rects}</svg>'
 
-# %% ../../nbs/data/20_cards.ipynb #c5b17bac8
+# %% ../../nbs/data/20_cards.ipynb #f69d76db
 _STYLE = '''body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.6rem}h3{font-size:1.1rem;margin:1.6rem 0 .4rem;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
@@ -216,6 +216,10 @@ def _html(piece): # a table, picture, SVG or text as HTML
         piece.save(buf := io.BytesIO(), 'JPEG', quality=88, subsampling=0)
         return f'<img src="data:image/jpeg;base64,{base64.b64encode(buf.getvalue()).decode()}" alt="">'
     return piece if piece.startswith('<svg') else f'<p>{html.escape(piece)}</p>'
+
+def _short(df, folder): # a table whose paths begin below `folder`
+    cols = [o for o in df if o.startswith('path') or o == 'like']
+    return df.assign(**{o: df[o].map(lambda p: p.removeprefix(folder).lstrip('/\\')) for o in cols})
 
 def _sections(parts): # {heading: pieces} as HTML
     return '\n'.join(f'<h3>{html.escape(k)}</h3>\n' + '\n'.join(map(_html, v if isinstance(v, (list, tuple)) else [v])) for k, v in parts.items())

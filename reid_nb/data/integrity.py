@@ -6,8 +6,9 @@
 __all__ = ['file_problems', 'exact_duplicates', 'fingerprints', 'near_duplicates', 'identity_overlap', 'one_camera',
            'label_suspects', 'pair_sheet', 'IntegrityReport', 'integrity_report', 'without']
 
-# %% ../../nbs/data/21_integrity.ipynb #c4b112c0
+# %% ../../nbs/data/21_integrity.ipynb #c1e2bf6e3
 import html
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core import ReidError, _persons, rows_of
-from .cards import Scan, _picture, _save_page, _sections, scan_images
+from .cards import Scan, _picture, _save_page, _sections, _short, scan_images
 from .crops import _bar
 
 # %% ../../nbs/data/21_integrity.ipynb #c65013d7f
@@ -207,7 +208,7 @@ def pair_sheet(
             if im is not None: sheet.paste(im.resize((w, h), Image.Resampling.BILINEAR), (i * (w + 6), j * (h + 2)))
     return sheet
 
-# %% ../../nbs/data/21_integrity.ipynb #c2b4b494b
+# %% ../../nbs/data/21_integrity.ipynb #c8e254f10
 @dataclass(repr=False)
 class IntegrityReport:
     "What is wrong with a dataset, check by check"
@@ -219,21 +220,25 @@ class IntegrityReport:
 
     def __getitem__(self, check): return self.tables[check]
     def __repr__(self): return f'{self.title}\n{self.found[["found", "of"]]}'
-    def _repr_html_(self, rows=12):
-        parts = {'Found': [self.found, f'{self.n_same:,} more near copies are the same person in the same camera, as neighbouring frames are.']}
+    def _parts(self, rows):
+        try: folder = os.path.commonpath([os.path.dirname(os.path.abspath(o)) for o in self.scan.files.path])
+        except ValueError: folder = '' # on several drives
+        parts = {'Found': [self.found, f'{self.n_same:,} more near copies are the same person in the same camera, as neighbouring frames are.', f'Paths are below {folder}.']}
         for o, df in self.tables.items():
             if not len(df): continue
             more = [f'The first {rows:,} of {len(df):,}.'] if len(df) > rows else []
             cols = {'near': ('path_a', 'path_b'), 'suspects': ('path', 'like')}.get(o)
-            parts[o] = [_MEANS[o], *([pair_sheet(df[cols[0]], df[cols[1]])] if cols else []), df.head(rows), *more]
-        return f'<h2>{html.escape(self.title)}</h2>\n{_sections(parts)}'
+            parts[o] = [_MEANS[o], *([pair_sheet(df[cols[0]], df[cols[1]])] if cols else []), _short(df.head(rows), folder), *more]
+        return parts
+
+    def _repr_html_(self): return f'<h2>{html.escape(self.title)}</h2>\n{_sections(self._parts(12))}'
 
     def save(self,
         path,          # .html file to write
         rows:int=200,  # of each table at most
     ): # the path
         "Write the report as one page that needs nothing else"
-        return _save_page(path, self.title, self._repr_html_(rows))
+        return _save_page(path, self.title, _sections(self._parts(rows)))
 
 # %% ../../nbs/data/21_integrity.ipynb #d75c5a03
 def _found(tables, n_files, n_rows, persons): # the table of counts
