@@ -75,11 +75,13 @@ def test_cut_files(tmp_path, kind, part):
     assert scan([tmp_path / 'a']).files.problem[0] == 'truncated'
 
 
-def test_a_jpeg_without_its_end(tmp_path):
+def test_files_without_their_end(tmp_path):
     data = encoded(picture(0), 'JPEG')
     (tmp_path / 'a').write_bytes(data[:-2])
     (tmp_path / 'b').write_bytes(data + bytes(50))
-    assert scan([tmp_path / 'a', tmp_path / 'b']).files.problem.tolist() == ['truncated', '']
+    (tmp_path / 'c').write_bytes(encoded(picture(0), 'PNG')[:-12]) # all pixels are there, the last chunk isn't
+    s = scan([tmp_path / o for o in 'abc'])
+    assert s.files.problem.tolist() == ['truncated', '', 'truncated'] and s.good.tolist() == [False, True, True]
 
 
 def test_what_is_no_picture(tmp_path):

@@ -32,6 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         plan = self.server.plan[self.path]
         self.server.log.append((self.path, self.headers.get('Range')))
+        self.server.tags.append(self.headers.get('If-Range'))
         (plan.pop(0) if len(plan) > 1 else plan[0])(self)
 
     def start(self): return int(o[6:-1]) if (o := self.headers.get('Range')) else 0
@@ -79,7 +80,7 @@ def chunked(cut): # a chunked answer that ends without its last chunk, or well
 def server(monkeypatch):
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     s = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    s.plan, s.log, s.url = {}, [], f'http://127.0.0.1:{s.server_port}'
+    s.plan, s.log, s.tags, s.url = {}, [], [], f'http://127.0.0.1:{s.server_port}'
     t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
     t.start()
     yield s
@@ -123,7 +124,7 @@ def test_what_comes_is_what_was_meant(server, tmp_path, plan):
 
 def test_only_the_rest_is_asked_for(server, tmp_path):
     get(server, tmp_path, whole(cut=20_000), whole(cut=5_000), whole())
-    assert [o for _, o in server.log] == [None, 'bytes=20000-', 'bytes=25000-']
+    assert [o for _, o in server.log] == [None, 'bytes=20000-', 'bytes=25000-'] and server.tags == [None, '"1"', '"1"']
 
 
 def test_a_later_call_goes_on(server, tmp_path):
@@ -345,6 +346,10 @@ def test_the_usual_limit(tmp_path, monkeypatch):
 def test_a_bomb_that_lies(tmp_path):
     lie = fetch._Member('a', 10, 'file', lambda: io.BytesIO(bytes(5_000_000)))
     assert fetch._write(lie, tmp_path / 'a', 1_000_000) > 1_000_000 and (tmp_path / 'a').stat().st_size <= 1_000_000
+
+
+def test_less_than_was_said(tmp_path):
+    with pytest.raises(EOFError, match='5 of 10 bytes'): fetch._write(fetch._Member('a', 10, 'file', lambda: io.BytesIO(b'12345')), tmp_path / 'a', 100)
 
 
 def flipped(data, at): return data[:at] + bytes([data[at] ^ 255]) + data[at + 1:]
