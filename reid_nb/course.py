@@ -289,6 +289,76 @@ EXERCISES.update({
                      "people = lambda df: set(zip(df.dset, df.pid)); two sets of those, &, without the pairs whose pid is -1.")),
 })
 
+# %% ../nbs/85_course.ipynb #c62c79edb
+def _toy_images(seed): # (n,3,h,w) of small random numbers
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 10, (rng.integers(1, 3), 3, rng.integers(2, 4), rng.integers(2, 5))),)
+
+def _mirror(x): return x[..., ::-1]
+
+_FLIP_SLIPS = ((lambda x: x[:, :, ::-1], 'That is upside down: the third axis is the rows, from top to bottom.'),
+               (lambda x: x[:, ::-1], 'That exchanges red and blue: the second axis is the colours.'),
+               (lambda x: x[::-1], 'That exchanges the pictures: the first axis is the batch.'),
+               (lambda x: x[:, :, ::-1, ::-1], 'That turns the pictures by 180 degrees; the rows must stay in their order.'))
+
+def _toy_tracklets(seed): # (n,t,3,h,w), and whether each is to be mirrored
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 10, (2, 2, 1, 2, 2)), rng.permutation([True, False])
+
+def _flip_tracklets(x, mirror): return np.where(np.asarray(mirror)[:, None, None, None, None], x[..., ::-1], x)
+
+_TRACKLET_SLIPS = ((lambda x, mirror: np.where(mirror[:, None, None, None, None], x[:, ::-1], x), 'That plays the tracklet backwards: the second axis is time.'),
+                   (lambda x, mirror: x[..., ::-1], 'That mirrors all of them; what is `mirror` for?'),
+                   (lambda x, mirror: np.where(mirror[:, None, None, None, None], x, x[..., ::-1]), 'That mirrors those that should stay.'),
+                   (lambda x, mirror: np.where(mirror[:, None, None, None, None], x[:, :, :, ::-1], x), 'That is upside down.'))
+
+# %% ../nbs/85_course.ipynb #c2cdd9c6c
+_ERASED = dict(expected=.21, mean=.204, redrawn=.056) # at 256×128: middle of 2…40 %, mean of what fits, share that does not
+
+def _try_erased(answer): # the three numbers of exercise 10.2
+    if not isinstance(answer, dict) or set(answer) != set(_ERASED): return 'Pass a dict: dict(expected=…, mean=…, redrawn=…).'
+    for name, tol, why in (('expected', 1e-3, 'Every share from 0.02 to 0.4 is equally likely: what is their middle?'), ('mean', 2e-3, 'It is the mean of `share`, which the figure shows.'),
+                           ('redrawn', 6e-3, 'Draw areas and ratios once: in how many is √(area·ratio) ≥ 256, or √(area/ratio) ≥ 128?')):
+        if abs(answer[name] - _ERASED[name]) > tol: return f'{name} is not {answer[name]:g}. {why}'
+
+def _box_law(draws, h, w): # what is wrong with boxes (n, 4) that were drawn for (h,w)
+    top, left, bh, bw = draws.T
+    if (bh >= h).any() or (bw >= w).any(): return f'{((bh >= h) | (bw >= w)).mean():.1%} of the boxes aren\'t smaller than the picture. Draw again until one is.'
+    if (top < 0).any() or (left < 0).any() or (top + bh > h).any() or (left + bw > w).any(): return 'Some boxes leave the picture: the last place for the upper edge is h - height.'
+    share, ratio = bh * bw / (h * w), bh / bw
+    if share.min() < .015 or share.max() > .41: return f'The shares go from {share.min():.3f} to {share.max():.3f}; 0.02 to 0.4 was asked for.'
+    if ratio.min() < .26 or ratio.max() > 3.9 or (ratio > 1).mean() < .5: return f'Height / width goes from {ratio.min():.2f} to {ratio.max():.2f}, above 1 in {(ratio > 1).mean():.0%}; uniform from 0.3 to 3.33 was asked for.'
+    if (bw == w - 1).mean() > .03: return f'{(bw == w - 1).mean():.1%} of the boxes are one pixel narrower than the picture: cut to size? One that does not fit is drawn again.'
+    if abs((ratio > 1).mean() - .79) > .03: return f'{(ratio > 1).mean():.0%} of the boxes are taller than wide; 79 % is right. Is the ratio itself uniform, rather than its logarithm?'
+    if abs(share.mean() - .204) > .006: return f'The mean share is {share.mean():.3f}, and 0.204 is right. Is the area drawn uniformly, and both area and ratio again when a box does not fit?'
+    for name, at, room in (('upper edge', top, h - bh), ('left edge', left, w - bw)):
+        if abs((at / room).mean() - .5) > .025 or not (at == room).any(): return f'The {name} is not equally likely everywhere: on average it stands at {(at / room).mean():.2f} of the way, the last place came {(at == room).sum()} times.'
+
+def _try_box(answer):
+    if not callable(answer): return f'Pass the function itself, not what it returns ({_text(answer)}).'
+    rng = np.random.default_rng(0)
+    try: draws = np.array([answer(256, 128, rng) for _ in range(6000)], float)
+    except Exception as e: return f'Your function raises {type(e).__name__}: {e}. It gets h=256, w=128 and a numpy random generator.'
+    if draws.shape != (6000, 4): return f'Return four numbers, (top, left, height, width); yours has the shape {draws.shape[1:]}.'
+    if (draws % 1).any(): return f'Return whole numbers, not {_text(draws[0])}.'
+    return _box_law(draws, 256, 128)
+
+# %% ../nbs/85_course.ipynb #c2746c9ca
+EXERCISES.update({
+    '10.1': Exercise('Write `flip(x)`: pictures (n,3,h,w), mirrored left and right.', function_trial(_toy_images, _mirror, _FLIP_SLIPS),
+                     ('Which of the four axes runs from left to right?', 'The last. An index can run backwards: ::-1.', 'x[:, :, :, ::-1], or x[..., ::-1]')),
+    '10.2': Exercise('Random erasing at 256×128: the mean share that one would expect, the mean that comes out, and the share of boxes that is drawn again, as dict(expected=…, mean=…, redrawn=…).', _try_erased,
+                     ('The first is arithmetic, the second is in the figure; for the third, draw many boxes once each.',
+                      'A box has the height √(a·256·128·r) and the width √(a·256·128/r). It fits if both are smaller than the picture\'s.',
+                      'a, r = rng.uniform(.02, .4, 100000) * 256 * 128, rng.uniform(.3, 1/.3, 100000); ((np.sqrt(a * r).round() >= 256) | (np.sqrt(a / r).round() >= 128)).mean()')),
+    '10.3': Exercise('Write `box(h, w, rng)`: (top, left, height, width) of a box for erasing. Area 2 to 40 % of the picture, height/width 0.3 to 1/0.3, both uniform; sides rounded and smaller than the picture\'s, '
+                     'else drawn again; every place equally likely. `rng` is a numpy generator.', _try_box,
+                     ('What happens to a box that does not fit? Look at the dashed lines of the figure.', 'A loop: draw area and ratio, compute the sides, leave the loop when both are smaller.',
+                      'while True: …; if bh < h and bw < w: return rng.integers(h - bh + 1), rng.integers(w - bw + 1), bh, bw')),
+    '10.4': Exercise('Write `flip_tracklets(x, mirror)`: tracklets (n,t,3,h,w), of which those where `mirror` (n,) is True are mirrored in all their frames.', function_trial(_toy_tracklets, _flip_tracklets, _TRACKLET_SLIPS),
+                     ('Which axis runs from left to right now, and which is time?', 'The last is left to right, the second is time. `x[mirror]` are the tracklets to mirror.', 'out = x.copy(); out[mirror] = x[mirror][..., ::-1]')),
+})
+
 # %% ../nbs/85_course.ipynb #fbddeb1b
 _asked = {} # exercise number to how many hints were shown
 

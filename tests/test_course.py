@@ -49,6 +49,19 @@ def leaked(items):
     train = items.split == 'train'
     return {o for o in people(items[train]) & people(items[~train]) if o[1] >= 0}
 
+def box(h, w, rng, area=lambda rng: rng.uniform(.02, .4), ratio=lambda rng: rng.uniform(.3, 1 / .3), last=1):
+    while True:
+        a, r = area(rng) * h * w, ratio(rng)
+        bh, bw = round((a * r)**.5), round((a / r)**.5)
+        if bh < h and bw < w: return rng.integers(h - bh + last), rng.integers(w - bw + last), bh, bw
+def cut_box(h, w, rng):
+    a, r = rng.uniform(.02, .4) * h * w, rng.uniform(.3, 1 / .3)
+    bh, bw = min(round((a * r)**.5), h - 1), min(round((a / r)**.5), w - 1)
+    return rng.integers(h - bh + 1), rng.integers(w - bw + 1), bh, bw
+def too_large(h, w, rng):
+    a, r = rng.uniform(.02, .4) * h * w, rng.uniform(.3, 1 / .3)
+    return 0, 0, round((a * r)**.5), round((a / r)**.5)
+
 
 RIGHT = [
     ('1.1', rank1), ('1.2', results(.1)),
@@ -61,6 +74,8 @@ RIGHT = [
     ('4.2', {0: [0, 3, 5], 1: [8, 3]}), ('4.2', {0: np.array([5, 3, 0]), 1: {3, 8}}),
     ('4.3', lambda q, g: seen(q, g) & soon(q, g)),
     ('4.4', leaked),
+    ('10.1', lambda x: x[..., ::-1]), ('10.1', lambda x: np.flip(x, 3)), ('10.2', dict(expected=.21, mean=.2045, redrawn=.054)), ('10.3', box),
+    ('10.4', lambda x, mirror: np.stack([np.flip(o, -1) if m else o for o, m in zip(x, mirror)])),
 ]
 
 @pytest.mark.parametrize('number,answer', RIGHT)
@@ -114,6 +129,17 @@ WRONG = [
     ('4.4', lambda items: {o for o in people(items[items.split != 'train']) if o[1] in set(items.pid[items.split == 'train']) and o[1] >= 0}, 'not person 3 of another'),
     ('4.4', lambda items: {o for o in people(items[items.split == 'train']) & people(items[items.split == 'query']) if o[1] >= 0}, 'The gallery is searched, too'),
     ('4.4', lambda items: None, 'was `return` forgotten'),
+    ('10.1', lambda x: x[:, :, ::-1], 'upside down'), ('10.1', lambda x: x[:, ::-1], 'red and blue'), ('10.1', lambda x: x[:, :, ::-1, ::-1], '180 degrees'),
+    ('10.1', lambda x: x, 'is right. The input'), ('10.2', .2, 'Pass a dict'), ('10.2', dict(expected=.21, mean=.21, redrawn=0), 'mean is not 0.21'),
+    ('10.2', dict(expected=.2, mean=.204, redrawn=0), 'their middle'), ('10.2', dict(expected=.21, mean=.204, redrawn=0), 'redrawn is not 0'),
+    ('10.3', box(9, 9, np.random.default_rng(0)), 'Pass the function itself'), ('10.3', lambda h, w: 1, 'raises TypeError'), ('10.3', lambda h, w, rng: (1, 2), 'Return four numbers'),
+    ('10.3', lambda h, w, rng: (.5, 0, 30, 30), 'whole numbers'), ('10.3', too_large, r"5\.\d% of the boxes aren't smaller"), ('10.3', cut_box, 'cut to size'),
+    ('10.3', lambda h, w, rng: (lambda t, l, a, b: (t + 40, l, a, b))(*box(h, w, rng)), 'leave the picture'), ('10.3', lambda h, w, rng: (0, *box(h, w, rng)[1:]), 'upper edge is not equally'),
+    ('10.3', lambda h, w, rng: box(h, w, rng, last=0), 'left edge is not equally|upper edge is not equally'),
+    ('10.3', lambda h, w, rng: box(h, w, rng, area=lambda r: r.uniform(.02, .25)), 'The mean share is'), ('10.3', lambda h, w, rng: box(h, w, rng, area=lambda r: r.uniform(.02, .6)), 'The shares go from'),
+    ('10.3', lambda h, w, rng: box(h, w, rng, ratio=lambda r: .3**r.uniform(-1, 1)), 'rather than its logarithm'), ('10.3', lambda h, w, rng: box(h, w, rng, ratio=lambda r: r.uniform(.3, 1)), 'Height / width goes'),
+    ('10.4', lambda x, mirror: np.where(mirror[:, None, None, None, None], x[:, ::-1], x), 'plays the tracklet backwards'), ('10.4', lambda x, mirror: x[..., ::-1], 'what is `mirror` for'),
+    ('10.4', lambda x, mirror: np.where(mirror[:, None, None, None, None], x, x[..., ::-1]), 'those that should stay'), ('10.4', lambda x, mirror: x, 'is right. The input'),
 ]
 
 @pytest.mark.parametrize('number,answer,words', WRONG)
