@@ -32,7 +32,9 @@ for i, (kind, kw) in enumerate(cases):
 feats, words = (d['q_feat'], d['g_feat'][part]), []
 nan = d['coarse'][:, part].copy()
 if rank == size - 1: nan[3, 0] = np.nan # in one process only: all must say so
-for f in (lambda: score(feats, q_pid=d['q_pid'] + rank), lambda: score(feats, protocol=['market', 'all', 'all'][rank]), lambda: score(nan), lambda: score(feats, protocol='cuhk03')):
+for f in (lambda: score(feats, q_pid=d['q_pid'] + rank), lambda: score(feats, protocol=['market', 'all', 'all'][rank]), lambda: score(nan), lambda: score(feats, protocol='cuhk03'),
+          lambda: score(feats, metric=['cosine', 'euclidean', 'cosine'][rank]), lambda: score(d[['coarse', 'coarse64', 'coarse'][rank]][:, part]),
+          lambda: score(feats if rank else (feats[0], feats[1] * np.nan))): # the first can't, and the others must not wait for it
     try: f()
     except (ReidError, ValueError) as e: words.append(str(e))
 np.savez(f'out{rank}.npz', words=words, **out)
@@ -69,8 +71,10 @@ def test_equal_to_the_bit(size, data, tmp_path):
             want = rank_stats((data['q_feat'], data['g_feat']) if kind == 'features' else data[kind], data['q_pid'], data['g_pid'], data['q_cam'], data['g_cam'],
                               q_more=dict(tid=data['q_tid']), g_more=dict(tid=data['g_tid']), **kw)
             for o in ('ap', 'inp', 'first', 'cmc', 'n_removed', 'n_match'): np.testing.assert_array_equal(got[f'{o}_{i}'], getattr(want, o), err_msg=f'{o} of {CASES[i]}')
-        queries, rules, nan, draws = got['words']
+        queries, rules, nan, draws, metric, dtype, gone = got['words']
         assert 'has other queries than process' in queries and 'has other rules' in rules and '1 distances are NaN, in 1 rows, first [3]' in nan and 'needs the whole gallery' in draws
+        assert 'has other distances (here: metric' in metric and 'has other distances (here: metric None, float' in dtype
+        assert 'Process 0 has given up' in gone if r else '7 of 7 rows of gallery features' in gone
 
 
 class Alone: # a group of one, without torch

@@ -187,7 +187,7 @@ class _Features:
     "Distances made of features when they are needed"
     def __init__(self, q, g):
         _same_dims(q, g)
-        self.q, self.g, self.shape = q, g, (len(q.x), len(g.x))
+        self.q, self.g, self.shape, self.metric = q, g, (len(q.x), len(g.x)), q.metric
     def pairs(self, off, col): return dist_pairs(self.q, self.g, off, col)
     def tiles(self): return dist_tiles(self.q, self.g)
     def rows(self): return dist_blocks(self.q, self.g)
@@ -196,6 +196,7 @@ def _floats(x): return x if x.dtype in (np.float32, np.float64) else x.astype(np
 
 class _Matrix:
     "Distances that are there"
+    metric = None
     def __init__(self, dist):
         self.dist, self.shape = dist, dist.shape
         if dist.ndim != 2: raise ReidError(f'Distances must have the shape (n_q, n_g), not {dist.shape}. Features go in as a tuple `(q_feat, g_feat)`.')

@@ -182,17 +182,21 @@ class Scorer:
 
 # %% ../../nbs/retrieve/30_rank.ipynb #c6a48e8ac
 @patch
+def check(self:Scorer, source, group=None): # raises where a source, or a group, doesn't fit the labels
+    if self.protocol.repeats and (group is not None or self.protocol.mask):
+        raise ValueError(f'Protocol {self.protocol.name!r} draws pictures; that needs the whole gallery in one process, and no mask.')
+    if source.shape != self.shape: raise ReidError(f'{self.shape[0]} queries and {self.shape[1]} gallery items do not fit distances of shape {source.shape}.')
+
+@patch
 def run(self:Scorer,
     source, # from `as_source`
     *watch, # functions of (i, j, tile): what else to do with each tile
     group=None, # where other processes hold the rest of the gallery: see `reid_nb.retrieve.shards`
 ): # raises `ReidError` where values are NaN or sizes do not fit
     "Note, count, and let others watch"
-    if self.protocol.repeats and (group is not None or self.protocol.mask):
-        raise ValueError(f'Protocol {self.protocol.name!r} draws pictures; that needs the whole gallery in one process, and no mask.')
-    if source.shape != self.shape: raise ReidError(f'{self.shape[0]} queries and {self.shape[1]} gallery items do not fit distances of shape {source.shape}.')
+    self.check(source, group)
     t = source.pairs(self.off, self.col)
-    if group is not None: t = group.share_matches(self, t)
+    if group is not None: t = group.share_matches(self, t, getattr(source, 'metric', None))
     self.note(t)
     if hasattr(source, 'count') and not watch: source.count(self)
     else:
@@ -241,8 +245,13 @@ def rank_stats(
 ) -> RankStats: # raises `ReidError` (`NoMatch`) where no query has a match, values are NaN or sizes do not fit
     "Score the list of each query"
     if max_rank < 1: raise ValueError(f'`max_rank` must be 1 at least, not {max_rank}.')
-    scorer = Scorer(q_pid, g_pid, q_cam, g_cam, protocol, q_item, g_item, ties, q_more, g_more)
-    on_gpu = any(map(on_device, dist_or_feats if isinstance(dist_or_feats, tuple) else (dist_or_feats,)))
-    source = (TensorSource if on_gpu else as_source)(dist_or_feats, metric)
+    try:
+        scorer = Scorer(q_pid, g_pid, q_cam, g_cam, protocol, q_item, g_item, ties, q_more, g_more)
+        on_gpu = any(map(on_device, dist_or_feats if isinstance(dist_or_feats, tuple) else (dist_or_feats,)))
+        source = (TensorSource if on_gpu else as_source)(dist_or_feats, metric)
+        scorer.check(source, group)
+    except Exception:
+        if group is not None: group.give_up() # or the others would wait
+        raise
     scorer.run(source, group=group)
     return scorer.stats(max_rank, source)

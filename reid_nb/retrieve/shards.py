@@ -24,16 +24,23 @@ class Group:
     def sum(self, x): # the sum of every process's array
         raise NotImplementedError
 
-    def _agree(self, scorer): # do all processes score the same queries under the same rules?
-        about = [zlib.crc32(scorer.q['pid'].tobytes()), scorer.shape[0], zlib.crc32(repr((scorer.protocol[:3], scorer.ties)).encode())]
-        for r, other in enumerate(self.gather(np.array(about, np.int64))):
-            if other.tolist() == about: continue
-            what = 'queries' if other.tolist()[:2] != about[:2] else f'rules (here: protocol {scorer.protocol.name!r}, ties {scorer.ties!r})'
+    def give_up(self):
+        "Tell the others, who are about to compare what they score, that this process can't"
+        self.gather(np.zeros(5, np.int64))
+
+    def _agree(self, scorer, dtype, metric): # do all processes score the same queries under the same rules?
+        metric, code = getattr(metric, '__name__', metric), lambda o: zlib.crc32(repr(o).encode())
+        about = [1, zlib.crc32(scorer.q['pid'].tobytes()), scorer.shape[0], code((scorer.protocol[:3], scorer.ties)), code((metric, dtype.name))]
+        for r, other in enumerate(o.tolist() for o in self.gather(np.array(about, np.int64))):
+            if other == about: continue
+            if not other[0]: raise ReidError(f'Process {r} has given up; its own error says why.')
+            what = f'rules (here: protocol {scorer.protocol.name!r}, ties {scorer.ties!r})' if other[3] != about[3] else f'distances (here: metric {metric!r}, {dtype})'
+            if other[1:3] != about[1:3]: what = 'queries'
             raise ReidError(f'Process {r} has other {what} than process {self.rank}. Every process needs all queries, in the same order, and its own part of the gallery only.')
 
-    def share_matches(self, scorer, t):
+    def share_matches(self, scorer, t, metric=None):
         "Give the scorer the matches of all parts; columns are counted from where its own part begins. Returns their distances"
-        self._agree(scorer)
+        self._agree(scorer, t.dtype, metric)
         start = np.cumsum([0] + [int(o[0]) for o in self.gather(np.array([scorer.shape[1]]))])[self.rank]
         row = np.repeat(np.arange(scorer.shape[0]), np.diff(scorer.off))
         row, col, t = (np.concatenate(self.gather(o)) for o in (row, scorer.col + start, t))

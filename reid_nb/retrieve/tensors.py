@@ -59,7 +59,7 @@ class TensorSource:
     def __init__(self, dist_or_feats, metric='cosine', block=256): # a tuple of features, or (n_q, n_g) distances; queries at a time
         self.metric, self.block, self.dist = metric, block, None
         if not isinstance(dist_or_feats, tuple):
-            dist = _tensor(dist_or_feats, dist_or_feats.device)
+            self.metric, dist = None, _tensor(dist_or_feats, dist_or_feats.device)
             self.dist, self.shape = dist if 'float' in str(dist.dtype) else dist.double(), tuple(dist.shape)
             return
         device = next((o.device for o in dist_or_feats if on_device(o)), 'cpu')
