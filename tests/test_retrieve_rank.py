@@ -243,6 +243,7 @@ def test_queries_without_a_match_are_counted_and_left_out():
     (dict(q_pid=[1, 2], g_pid=[1, 2, 2], q_cam=[0, 1], g_cam=[0, 1, 1]), r'Your items have 2 cameras, but each identity was seen by one of them only'),
     (dict(q_pid=[1, 2], g_pid=[3, 4, -1]), r'the 2 query identities, first \[1, 2\], and the 2 gallery identities, first \[3, 4\], have none in common'),
     (dict(q_pid=[1, 2], g_pid=[1, 2, 3], q_item=[0, 1], g_item=[0, 1, 2]), r"2 of 2 queries have no gallery image of the same identity left: protocol 'all' removes junk, the query itself"),
+    (dict(q_pid=[1, 2], g_pid=[1, 2, 3], q_cam=[0, 0], g_cam=[1, 1, 0], q_item=['a', 'b'], g_item=['a', 'b', 'c']), r'though other cameras saw some of them: the query itself took them away'),
     (dict(q_pid=[-1, -1], g_pid=[-1, -1, -1]), r'2 of 2 queries have no gallery image')])
 def test_no_match_says_why(kw, says):
     with pytest.raises(ReidError, match=says): rank_stats(np.ones((2, 3)), **kw)

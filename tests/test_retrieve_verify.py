@@ -358,3 +358,8 @@ def test_without_scikit_learn(big, monkeypatch):
     assert 0 < curve(.5) < 1
     with pytest.raises(ImportError, match='reid_nb.calibrate'): calibrate(big[2])
     with pytest.raises(ValueError, match="must be one of"): calibrate(big[2], 'platt')
+
+
+def test_distances_that_no_float32_holds():
+    with pytest.raises(ReidError, match='1 distances are larger than a float32 holds, up to 1.0e[+]300'): pair_counts(np.array([[.1, 1e300]]), [1], [1, 2])
+    with pytest.raises(ReidError, match='Distances must be numbers'): pair_counts(np.array([['1', '2']]), [1], [1, 2])

@@ -130,7 +130,7 @@ class RankStats:
         return (f'RankStats({self.protocol}: rank1 {self.rank1:.4f}, mAP {self.mAP:.4f}, mINP {self.mINP:.4f}, '
                 f'{self.valid.sum()} of {len(self.valid)} queries with a match)')
 
-# %% ../../nbs/retrieve/30_rank.ipynb #b5528146
+# %% ../../nbs/retrieve/30_rank.ipynb #a3baac4e
 class NoMatch(ReidError):
     "No query has a match: there is nothing to score"
 
@@ -144,6 +144,9 @@ def _no_match(q, g, protocol, shared): # why no query has a match, and what to d
     some = f' ({(~shared).sum()} have none at all)' if not shared.all() else ''
     if ('pid', 'cam') not in protocol.drop:
         return f'{head} left{some}: protocol {protocol.name!r} removes {", ".join(protocol.rules)}. Add a second picture of each identity to the gallery.'
+    seen = pd.Series(g['cam']).groupby(g['pid']).agg(set)
+    if any(seen[p] - {c} for p, c in zip(q['pid'][shared], q['cam'][shared])): # seen elsewhere, and yet nothing is left
+        return f'{head} left{some}, though other cameras saw some of them: {", ".join(protocol.rules[2:])} took them away. Query and gallery must not be the same files.'
     n_cam = pd.concat([q['cam'], g['cam']]).nunique()
     why = 'Your items have 1 camera' if n_cam == 1 else f'Your items have {n_cam} cameras, but each identity was seen by one of them only'
     return f"{head} from another camera{some}. {why}; pass `protocol='all'` to keep same-camera matches, or set `cam` per file."
@@ -226,7 +229,7 @@ def stats(self:Scorer,
     removed = dict(zip(protocol.rules, self.removed.sum(0).tolist()))
     return RankStats(cmc, ap, inp, first, np.diff(self.off), self.removed.sum(1), valid, protocol.name, self.ties, removed, shares)
 
-# %% ../../nbs/retrieve/30_rank.ipynb #cb4778e4
+# %% ../../nbs/retrieve/30_rank.ipynb #c97330fd3
 def rank_stats(
     dist_or_feats, # (n_q, n_g) distances, smaller is closer; or a tuple of features (n_q, d) and (n_g, d)
     q_pid,         # (n_q,) identities, whole numbers
@@ -235,7 +238,7 @@ def rank_stats(
     g_cam=None,    # (n_g,) cameras
     protocol='market',   # a name or a `Protocol`: see `reid_nb.retrieve.protocol`
     max_rank:int=50,     # length of the CMC; where the gallery is shorter its last value goes on
-    metric='cosine',     # distance of features: 'cosine', 'sqeuclidean' (Torchreid's "euclidean"), 'euclidean' or a function of two blocks of features
+    metric='cosine',     # distance of features: 'cosine', 'sqeuclidean' (Torchreid's "euclidean"), 'euclidean' or a function of two blocks of features (arrays; tensors on a GPU)
     q_item=None,   # (n_q,) whatever names a picture, such as its path
     g_item=None,   # (n_g,) the same; an item that equals the query is the query itself
     ties:str='worst', # 'worst', 'best' or 'first': where a wrong item stands that is exactly as far as a match

@@ -94,7 +94,7 @@ class _Walk: # adds tiles of distances to counters
         rows = np.repeat(self.begin - np.r_[0, np.cumsum(n)[:-1]], n) + np.arange(n.sum())
         return np.sort(self.same[rows].view(np.float32)), self.counts.sum(0)
 
-# %% ../../nbs/retrieve/35_verify.ipynb #ed777d5c
+# %% ../../nbs/retrieve/35_verify.ipynb #c8f96d85c
 def _check_sizes(shape, n_q, n_g): # do distances or features fit the labels?
     if tuple(shape) != (n_q, n_g): raise ReidError(f'There are {n_q} labels of queries and {n_g} of gallery items, but {" and ".join(map(str, shape))} rows of distances or features.')
 
@@ -106,7 +106,12 @@ def _tiles(dist_or_feats, metric, n_q, n_g): # (i, j, tile) of distances, given 
     dist = as_array(dist_or_feats)
     _check_sizes(dist.shape, n_q, n_g)
     for i in range(0, n_q, 512):
-        for j in range(0, n_g, 8192): yield i, j, np.ascontiguousarray(dist[i:i + 512, j:j + 8192], dtype=np.float32)
+        for j in range(0, n_g, 8192):
+            tile = dist[i:i + 512, j:j + 8192]
+            if tile.dtype.kind not in 'fiub': raise ReidError(f'Distances must be numbers, not {tile.dtype}.')
+            with np.errstate(over='ignore'): small = np.ascontiguousarray(tile, dtype=np.float32)
+            if (lost := np.isinf(small) & np.isfinite(tile)).any(): raise ReidError(f'{lost.sum()} distances are larger than a float32 holds, up to {np.abs(tile[lost]).max():.1e}. Divide all by a constant.')
+            yield i, j, small
 
 def _count(dist_or_feats, metric, q, g, protocol, starts=None): # same distances, sorted, and counters of the different pairs
     walk = _Walk(q, g, protocol, starts)
