@@ -63,8 +63,33 @@ def too_large(h, w, rng):
     return 0, 0, round((a * r)**.5), round((a / r)**.5)
 
 
+def doubtful(root=''): # the table of chapter 2, without its pictures
+    df = course._spoilt(course.synth_people(**course._DRAWN))
+    return make_items([f'{root}{o}' for o in df.file], df.pid, df.cam, df.split), df
+
+def unanswered(items):
+    q, g = items[items.split == 'query'], items[items.split == 'gallery']
+    both = q.merge(g, on='pid', suffixes=('', '_g'))
+    return set(q.path) - set(both.path[both.cam != both.cam_g])
+
+def mended(junk=True, both=True, double=True, typo=True, swapped=True, lonely=True): # its table with some faults left
+    items, truth = doubtful('some/where/')
+    known = truth.set_index('file').loc[[o.split('/')[-1] for o in items.path]].reset_index()
+    train, test = items.split == 'train', set(known.who[known.split == 'query'])
+    drop = junk & train & (items.pid == -1) | both & train & items.pid.isin(test) | double & train & known.who.isin(test) & (items.pid == 37)
+    items = items.assign(cam=items.cam.mask(typo & (items.cam == 11), 1).mask(swapped & (items.cam == 3), known.place))[~drop]
+    return items.assign(split=items.split.mask(items.path.isin(unanswered(items)), 'gallery')) if lonely else items
+
+def sorted_labels(pid): return [sorted(set(pid)).index(o) for o in pid]
+
+def answer_of(number, answer): return answer() if number == '2.3' and callable(answer) else answer # tables are made in the test, not at import
+
+MEMORY = dict(market1501=214, msmt17=3830)
+
+
 RIGHT = [
     ('1.1', rank1), ('1.2', results(.1)),
+    ('2.1', sorted_labels), ('2.2', unanswered), ('2.3', mended), ('2.4', MEMORY), ('2.4', dict(market1501=214.377536, msmt17=3831.66)),
     ('3.1', [(0, .5, .5), (1, .7, .4)]), ('3.1', np.array([[0, .5, .5], [1, .7, .4]])),
     ('3.2', ap), ('3.3', inp),
     ('3.4', lambda dist, match: [1 + (dist < t).sum() for t in dist[match]]),
@@ -79,12 +104,23 @@ RIGHT = [
 ]
 
 @pytest.mark.parametrize('number,answer', RIGHT)
-def test_a_right_answer_passes(number, answer): assert check(number, answer) == f'{number} is right.'
+def test_a_right_answer_passes(number, answer): assert check(number, answer_of(number, answer)) == f'{number} is right.'
 
 def test_every_exercise_has_an_answer(): assert {o for o, _ in RIGHT} == set(EXERCISES)
 
 
 WRONG = [
+    ('2.1', lambda pid: pid, 'is right. The input:\npid = '), ('2.1', lambda pid: pid - pid.min(), 'the gaps are still there'), ('2.1', lambda pid: pd.factorize(pid)[0], 'sort first'),
+    ('2.1', lambda pid: 1 + np.array(sorted_labels(pid)), 'begin at 0'), ('2.1', lambda pid: np.argsort(pid), 'numbered the pictures'),
+    ('2.2', lambda items: set(items.path[(items.split == 'query') & ~items.pid.isin(items.pid[items.split == 'gallery'])]), 'own camera is taken away'),
+    ('2.2', lambda items: set(items.path[items.split == 'query']) - unanswered(items), 'that have an answer'), ('2.2', lambda items: None, 'was `return` forgotten'),
+    ('2.2', lambda items: unanswered(items.assign(split=items.split.replace('train', 'gallery'))), 'is right. The input'),
+    ('2.3', 3, 'Pass the mended table'), ('2.3', lambda: doubtful()[0], '5 training pictures show nobody'), ('2.3', lambda: mended(both=False), '2 numbers stand on both sides'),
+    ('2.3', lambda: mended(double=False), 'under two numbers'), ('2.3', lambda: mended(typo=False), '8 pictures come from a camera 11'), ('2.3', lambda: mended(swapped=False), '6 camera numbers are still wrong'),
+    ('2.3', lambda: mended(lonely=False), "1 queries can't be answered"), ('2.3', lambda: mended().iloc[:-40], r'57 pictures are gone'),
+    ('2.3', lambda: mended().assign(path='x.jpg'), 'not of this dataset, first x.jpg'), ('2.3', lambda: pd.concat([mended(), mended().iloc[-3:]]), '3 pictures are there twice'),
+    ('2.4', 214, 'Pass a dict'), ('2.4', MEMORY | dict(market1501=428.8), 'is float64'), ('2.4', MEMORY | dict(market1501=204.4), '1,048,576 bytes'), ('2.4', MEMORY | dict(msmt17=3.83), 'in gigabytes'),
+    ('2.4', MEMORY | dict(market1501=265.8), 'Junk and queries'), ('2.4', MEMORY | dict(msmt17=None), 'msmt17 is no number'), ('2.4', MEMORY | dict(msmt17=7), 'Queries × gallery pictures × bytes'),
     ('1.1', lambda dist, q_pid, g_pid, q_cam, g_cam: (g_pid[dist.argmin(1)] == q_pid).mean(), 'what are the cameras for?'),
     ('1.1', rank1_of_others, 'other people there stay'),
     ('1.1', rank1(*course._toy_ranking(0)), 'Pass the function itself'),
@@ -144,7 +180,7 @@ WRONG = [
 
 @pytest.mark.parametrize('number,answer,words', WRONG)
 def test_a_wrong_answer_is_told_why(number, answer, words):
-    said = check(number, answer)
+    said = check(number, answer_of(number, answer))
     assert said.startswith(f'{number}: not yet.') and said.endswith(f"hint('{number}') helps.")
     assert re.search(words, said, re.S), said
 
@@ -154,7 +190,7 @@ def test_hints_get_plainer_and_stop(monkeypatch):
     for number, o in EXERCISES.items():
         said = [hint(number) for _ in range(len(o.hints) + 2)]
         assert said[-3:] == [f'{len(o.hints)} of {len(o.hints)}: {o.hints[-1]}'] * 3 and said[0].startswith('1 of')
-    with pytest.raises(KeyError, match="no exercise '9.9'. There are: 1.1, 1.2, 3.1"): hint('9.9')
+    with pytest.raises(KeyError, match="no exercise '9.9'. There are: 1.1, 1.2, 2.1"): hint('9.9')
 
 
 def test_a_function_may_spoil_its_input(): # and is judged on the next one all the same
