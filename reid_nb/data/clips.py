@@ -48,7 +48,7 @@ def _restricted(n, t, rng):
 
 CLIPS = dict(evenly=_evenly, random=_random, restricted=_restricted, dense=_dense) # rules for n >= t: (n, t, rng) -> t frame numbers in order
 
-# %% ../../nbs/data/45_clips.ipynb #c033c3f35
+# %% ../../nbs/data/45_clips.ipynb #c545eaa8
 PADS = dict(
     last=lambda n, t, rng: np.minimum(np.arange(t), n - 1),
     loop=lambda n, t, rng: np.arange(t) % n,
@@ -57,7 +57,8 @@ PADS = dict(
 
 def _named(rules, name, what): # a rule by its name; a function is one itself
     if callable(name): return name
-    if name not in rules: raise ValueError(f'There is no {what} {name!r}. There are {", ".join(map(repr, rules))}; a function of (n, t, rng) will do as well.')
+    if name not in rules:
+        raise ValueError(f'There is no {what} {name!r}. There are {", ".join(map(repr, rules))}; a function of (n, t, rng) will do as well.')
     return rules[name]
 
 def clip_index(
@@ -82,7 +83,7 @@ def first_time(
     out[np.unique(index, return_index=True)[1]] = True
     return out
 
-# %% ../../nbs/data/45_clips.ipynb #c1332a1cf
+# %% ../../nbs/data/45_clips.ipynb #c6a40f69e
 def windows(
     n:int,         # frames of the walk
     t:int,         # frames of a window
@@ -96,15 +97,17 @@ def windows(
     return start[:, None] + np.arange(t)
 
 def _need_frames(items): # or say what to do
-    if 'frames' not in items: raise ReidError(f'These are pictures, not tracklets: the table has no column `frames`. Found: {list(items.columns)}. '
-                                              '`frames_to_tracklets` of `reid_nb.data.video_sets` collects pictures with the same `tid`.')
-    if (n := items.frames.map(len)).eq(0).any(): raise ReidError(f'{(n == 0).sum()} tracklets have no frames, first row {n.eq(0).idxmax()}. Drop them: `items[items.frames.map(len) > 0]`.')
+    if 'frames' not in items:
+        raise ReidError(f'These are pictures, not tracklets: the table has no column `frames`. Found: {list(items.columns)}. '
+                        '`frames_to_tracklets` of `reid_nb.data.video_sets` collects pictures with the same `tid`.')
+    if (empty := items.frames.map(len) == 0).any():
+        raise ReidError(f'{empty.sum()} tracklets have no frames, first row {empty.idxmax()}. Drop them: `items[items.frames.map(len) > 0]`.')
 
 def _expand(items, lists): # one row for each element of `lists`, which has a list per row of `items`
     out = items.loc[items.index.repeat([len(o) for o in lists])].reset_index(drop=True)
     return out.assign(walk=np.repeat(np.arange(len(items)), [len(o) for o in lists]))
 
-# %% ../../nbs/data/45_clips.ipynb #c4a91aec1
+# %% ../../nbs/data/45_clips.ipynb #c23e40530
 def clip_rows(
     items:pd.DataFrame, # item table with `frames`
     t:int,              # frames of a window
@@ -131,7 +134,8 @@ def mean_by_walk(
 ) -> np.ndarray: # (n_walks, d) float32
     "Average the rows of each tracklet"
     feats, walk = np.asarray(feats), np.asarray(walk)
-    if len(feats) != len(walk): raise ReidError(f'{len(feats)} features for {len(walk)} rows: pass the column of the table that the features were computed from.')
+    if len(feats) != len(walk):
+        raise ReidError(f'{len(feats)} features for {len(walk)} rows: pass the column of the table that the features were computed from.')
     out, n = np.zeros((walk.max() + 1, feats.shape[1])), np.bincount(walk)
     np.add.at(out, walk, feats)
     return (out / n[:, None]).astype(np.float32)
@@ -170,7 +174,7 @@ class ClipToTensor(Transform):
         out.mask = torch.from_numpy(clip.mask)
         return out
 
-# %% ../../nbs/data/45_clips.ipynb #c548a229d
+# %% ../../nbs/data/45_clips.ipynb #c20d334f4
 @contextmanager
 def _again(device): # inside, all random generators begin where they began the first time; afterwards they stand as after one use
     cuda = device.type == 'cuda'
@@ -197,7 +201,8 @@ class ForClips(Transform):
     def _images(self, x): return self.tfm(TensorImage(x), split_idx=self.now)
 
     def encodes(self, x:TensorClip): # (n,t,3,h,w) → the same, or another size
-        if self.per == 'frame' or not isinstance(self.tfm, RandTransform): return TensorClip(self._images(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        if self.per == 'frame' or not isinstance(self.tfm, RandTransform):
+            return TensorClip(self._images(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
         out = []
         with _again(x.device) as rewind:
             for frames in x.unbind(1):
@@ -247,7 +252,7 @@ def clip_datasets(
     _need_frames(items)
     return Datasets(list(items.frames), tfms=[[OpenClip(**kwargs)]], splits=([], list(range(len(items)))), n_inp=1, do_setup=False).valid
 
-# %% ../../nbs/data/45_clips.ipynb #c08674a44
+# %% ../../nbs/data/45_clips.ipynb #c888e8715
 class _ClipLoading:
     "What loaders of clips share"
     def __init__(self, dataset, mask=False, **kwargs):
@@ -267,8 +272,8 @@ class _ClipLoading:
 
     def create_batch(self, b):
         t = max(len(o[0]) for o in b)
-        def longer(x, m): return TensorClip(torch.cat([x, x[-1:].expand(t - len(x), *x.shape[1:])])), F.pad(m, (0, t - len(m)))
-        b = [(*(longer(x, m) if len(x) < t else (x, m)), *rest) for x, m, *rest in b]
+        def longer(x): return TensorClip(torch.cat([x, x[-1:].expand(t - len(x), *x.shape[1:])]))
+        b = [(longer(x), F.pad(m, (0, t - len(m))), *rest) if len(x) < t else (x, m, *rest) for x, m, *rest in b]
         return super().create_batch(b if self.mask else [(x, *rest) for x, _, *rest in b])
 
     def retain(self, res, b): return res # types are right already
@@ -287,7 +292,7 @@ class SampledClipDL(_ClipLoading, SampledDL):
         seed = self.entropy if isinstance(self.entropy, list) else [self.entropy or 0]
         return [(o, [*seed, start + i, o]) for i, o in enumerate(rows)]
 
-# %% ../../nbs/data/45_clips.ipynb #c301cde9b
+# %% ../../nbs/data/45_clips.ipynb #a7253c03
 def _clip_args(size, tfms, per, num_workers): # what training and evaluation loaders share
     return dict(after_item=[ClipToTensor(size)], after_batch=[IntToFloatTensor(), *clip_tfms(tfms, per)], num_workers=num_workers)
 
@@ -305,7 +310,8 @@ def clip_dl(
 ) -> TfmdDL: # batches of (clips (n,t,3,h,w), [mask (n,t)]), normalised, in the table's order
     "Load clips for a model in evaluation"
     ds = clip_datasets(items, t=t, how=how, pad=pad, open=open)
-    return ClipDL(ds, mask=mask, bs=bs, device=default_device() if device is None else device, **_clip_args(size, reid_tfms(0, 0), 'clip', num_workers))
+    kw = _clip_args(size, reid_tfms(0, 0), 'clip', num_workers)
+    return ClipDL(ds, mask=mask, bs=bs, device=default_device() if device is None else device, **kw)
 
 # %% ../../nbs/data/45_clips.ipynb #c82fd32dc
 class TrackletDataLoaders(ReidDataLoaders):
@@ -363,9 +369,9 @@ def _sheet(frames, masks, titles, quality): # all clips as rows of one JPEG; rep
     out.save(buf := io.BytesIO(), 'JPEG', quality=quality, optimize=True)
     return buf.getvalue()
 
-# %% ../../nbs/data/45_clips.ipynb #aa73d704
-_STYLE = ('@keyframes reid-walk { to { transform: translateX(var(--end)) } } .reid-walk { animation: reid-walk infinite } svg:hover > svg .reid-walk { animation-play-state: paused } '
-          '@media (prefers-reduced-motion: reduce) { .reid-walk { animation: none } }')
+# %% ../../nbs/data/45_clips.ipynb #c2fba8564
+_STYLE = ('@keyframes reid-walk { to { transform: translateX(var(--end)) } } .reid-walk { animation: reid-walk infinite } '
+          'svg:hover > svg .reid-walk { animation-play-state: paused } @media (prefers-reduced-motion: reduce) { .reid-walk { animation: none } }')
 
 class TrackletPlayer:
     "Clips side by side, all playing; shows itself in a notebook"
@@ -382,32 +388,40 @@ class TrackletPlayer:
         self.lengths, self.size = [len(o) for o in frames], frames[0].shape[1:3]
         self.jpeg = _sheet(frames, [np.ones(len(o), bool) for o in frames] if masks is None else masks, self.titles, quality)
 
-    def __repr__(self): return f'{self.n} clips of {min(self.lengths)} to {max(self.lengths)} frames: {"; ".join(self.titles)}'
-    def _repr_mimebundle_(self, **_): return {'text/plain': repr(self), 'image/svg+xml': self.svg(), 'image/jpeg': base64.b64encode(self.jpeg).decode()}
+    def __repr__(self):
+        lo, hi = min(self.lengths), max(self.lengths)
+        return f'{self.n} clip{"s" * (self.n > 1)} of {lo}{f" to {hi}" * (hi > lo)} frame{"s" * (hi > 1)}: {"; ".join(self.titles)}'
+
+    def _repr_mimebundle_(self, **_):
+        return {'text/plain': repr(self), 'image/svg+xml': self.svg(), 'image/jpeg': base64.b64encode(self.jpeg).decode()}
 
     def _cell(self, i, name): # clip i: a window on its row of the sheet, and its title
         (h, w), t = self.size, self.lengths[i]
         x, y = i % self.columns * (w + 6), i // self.columns * (h + 18)
         return (f'<text x="{x}" y="{y + 10}" font-size="9" font-family="sans-serif" fill="#555">{escape(self.titles[i])}</text>'
                 f'<svg x="{x}" y="{y + 14}" width="{w}" height="{h}" viewBox="0 {i * (h + _TITLE) + _TITLE} {w} {h}">'
-                f'<g class="reid-walk" style="--end: {-t * w}px; animation-duration: {t / self.fps:.3f}s; animation-timing-function: steps({t})"><use href="#{name}"/></g></svg>')
+                f'<g class="reid-walk" style="--end: {-t * w}px; animation-duration: {t / self.fps:.3f}s; '
+                f'animation-timing-function: steps({t})"><use href="#{name}"/></g></svg>')
 
     def svg(self) -> str: # one self-contained picture
         "Write the player as SVG"
         (h, w), name = self.size, f's{sha1(self.jpeg).hexdigest()[:8]}'
         wide, high = min(self.n, self.columns) * (w + 6) - 6, -(-self.n // self.columns) * (h + 18) - 4
-        sheet = f'<image id="{name}" width="{max(self.lengths) * w}" height="{self.n * (h + _TITLE)}" href="data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"/>'
+        sheet = (f'<image id="{name}" width="{max(self.lengths) * w}" height="{self.n * (h + _TITLE)}" '
+                 f'href="data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"/>')
         cells = ''.join(self._cell(i, name) for i in range(self.n))
-        return f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" viewBox="0 0 {wide} {high}"><style>{_STYLE}</style><defs>{sheet}</defs>{cells}</svg>'
+        return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" viewBox="0 0 {wide} {high}">'
+                f'<style>{_STYLE}</style><defs>{sheet}</defs>{cells}</svg>')
 
     def save(self,
         file, # its suffix says what is written: .svg plays, .jpg is the sheet
     ):
         "Write the player to a file"
-        if (suffix := Path(file).suffix) not in ('.svg', '.jpg', '.jpeg'): raise ValueError(f'A player is written as .svg (it plays) or .jpg (the sheet of frames), not as {suffix!r}.')
+        if (suffix := Path(file).suffix) not in ('.svg', '.jpg', '.jpeg'):
+            raise ValueError(f'A player is written as .svg (it plays) or .jpg (the sheet of frames), not as {suffix!r}.')
         with atomic_path(file) as part: part.write_bytes(self.svg().encode() if suffix == '.svg' else self.jpeg)
 
-# %% ../../nbs/data/45_clips.ipynb #e341811d
+# %% ../../nbs/data/45_clips.ipynb #c5a3f716
 def _title(row): return f'{row.pid}' + ('' if pd.isna(row.cam) else f' cam {row.cam}')
 
 def show_tracklets(
@@ -438,4 +452,5 @@ def show_batch(self:TrackletDataLoaders,
     images = dl.decode(dl.after_batch(to_device(dl.create_batch(items), dl.device)))[0][:max_ids * dl.k]
     small = F.interpolate(images.flatten(0, 1).float(), size, mode='area').clamp(0, 255).byte().unflatten(0, images.shape[:2])
     rows = self.items.iloc[[o[0] for o in idxs[:len(small)]]]
-    return TrackletPlayer([o[:len(m)].permute(0, 2, 3, 1).numpy() for o, m in zip(small, masks)], [_title(o) for o in rows.itertuples()], masks[:len(small)], columns=dl.k, **kwargs)
+    frames = [o[:len(m)].permute(0, 2, 3, 1).numpy() for o, m in zip(small, masks)]
+    return TrackletPlayer(frames, [_title(o) for o in rows.itertuples()], masks[:len(small)], columns=dl.k, **kwargs)
