@@ -6,7 +6,7 @@
 __all__ = ['open_image', 'ResizeTo', 'ReidImageBlock', 'PersonCategory', 'PIDBlock', 'reid_datasets', 'image_datasets',
            'image_dl', 'ReidDataLoaders', 'show_identities']
 
-# %% ../../nbs/data/40_block.ipynb #e1394be7
+# %% ../../nbs/data/40_block.ipynb #c315e4d64
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,16 +22,16 @@ from PIL import Image
 
 from ..core import ReidError, check_items, rows_of
 from .augment import reid_tfms
-from .samplers import PKDataLoader
+from .cache import CachedDL, OnePass
+from .own import open_image as open_rgb
+from .samplers import PKDataLoader, PKSampler, SampledDL
 
-# %% ../../nbs/data/40_block.ipynb #c6226cbfa
+# %% ../../nbs/data/40_block.ipynb #c17ec6c50
 def open_image(
     path, # image file
 ) -> PILImage: # RGB; raises `ReidError` with the file's name
     "Open and decode an image"
-    try: return PILImage.create(path)
-    except Exception as e:
-        raise ReidError(f'{path} can\'t be read ({type(e).__name__}: {e}). Restore the file or drop its row; `check_items(items, paths="all")` finds all such files.') from e
+    return PILImage(open_rgb(path))
 
 class ResizeTo(Transform):
     "Resize an image to `size` = (h,w), bilinear, whatever its shape"
@@ -76,15 +76,17 @@ def reid_datasets(
     block = DataBlock(blocks=(ReidImageBlock, PIDBlock(vocab)), getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda o: (list(range(len(o))), []))
     return block.datasets(_rows(items))
 
-# %% ../../nbs/data/40_block.ipynb #c50e2780
+# %% ../../nbs/data/40_block.ipynb #aa67b35d
 def image_datasets(
     items, # item table; only its paths are used
 ) -> Datasets: # of (image,), treated as validation: batch transforms that augment leave them alone
     "Make fastai `Datasets` of images without labels"
     return Datasets(list(items.path), tfms=[[open_image]], splits=([], list(range(len(items)))), n_inp=1, do_setup=False).valid
 
-def _loader_args(size, tfms, num_workers): # what training and evaluation loaders share
-    return dict(after_item=[ResizeTo(size), ToTensor()], after_batch=[IntToFloatTensor(), *tfms], num_workers=num_workers)
+def _loader_args(size, tfms, num_workers, cache=None): # what training and evaluation loaders share
+    if cache is not None and cache.size != tuple(size): raise ValueError(f'The cache holds pictures of {cache.size}, and the loaders want {tuple(size)}. Make an `ImageCache(size={tuple(size)})`.')
+    to_float = [] if any(isinstance(o, OnePass) for o in tfms) else [IntToFloatTensor()]
+    return dict(after_item=[ResizeTo(size), ToTensor()], after_batch=[*to_float, *tfms], num_workers=num_workers)
 
 def image_dl(
     items,               # item table, or a frame with a column `path`
@@ -92,11 +94,16 @@ def image_dl(
     bs:int=64,           # images in a batch
     num_workers:int=0,   # processes that read images
     device=None,         # None: fastai's default
+    cache=None,          # an `ImageCache` of this size; None: files are decoded each time
 ) -> TfmdDL: # batches of (images (n,3,h,w),), normalised, in the table's order
     "Load images for a model in evaluation"
-    return TfmdDL(image_datasets(items), bs=bs, device=default_device() if device is None else device, **_loader_args(size, reid_tfms(0, 0), num_workers))
+    kw = _loader_args(size, reid_tfms(0, 0), num_workers, cache)
+    return CachedDL(image_datasets(items), bs=bs, device=default_device() if device is None else device, **kw).use_cache(cache)
 
-# %% ../../nbs/data/40_block.ipynb #c2f8e0db4
+# %% ../../nbs/data/40_block.ipynb #c52fe0a7
+class _TrainDL(CachedDL, SampledDL): pass
+class _PKTrainDL(CachedDL, PKDataLoader): pass
+
 class ReidDataLoaders(DataLoaders):
     "PK batches of the training rows and plain batches of query + gallery rows"
     @classmethod
@@ -110,15 +117,19 @@ class ReidDataLoaders(DataLoaders):
         num_workers:int=0,    # processes that read images; 0 is fastest for small images on few cores
         path='.',             # where a learner saves models
         device=None,          # None: fastai's default
+        cache=None,           # an `ImageCache` of this size; None: files are decoded each time
+        sampler=None,         # makes a `ReidSampler` of the training rows, `sampler(rows)`; None: PK batches, p identities with k images
     ): # raises `ReidError` where `items` can't be trained on and evaluated
         "Make loaders from an item table"
         items = check_items(items, paths='none')
         train, test = rows_of(items, 'train'), rows_of(items, 'query', 'gallery')
         ds = reid_datasets(train)
-        kw = _loader_args(size, reid_tfms() if tfms is None else tfms, num_workers)
+        kw = _loader_args(size, reid_tfms() if tfms is None else tfms, num_workers, cache)
         number = {o: i for i, o in enumerate(ds.vocab)}
-        train_dl = PKDataLoader(ds.train, labels=[number[o[1]] for o in _rows(train)], p=p, k=k, **kw)
-        valid_dl = TfmdDL(image_datasets(test), bs=bs, **kw)
+        labels = [number[o[1]] for o in _rows(train)]
+        chosen = PKSampler(labels, p, k) if sampler is None else sampler(train)
+        train_dl = (_PKTrainDL if isinstance(chosen, PKSampler) else _TrainDL)(ds.train, sampler=chosen, **kw).use_cache(cache, labels)
+        valid_dl = CachedDL(image_datasets(test), bs=bs, **kw).use_cache(cache)
         dls = cls(train_dl, valid_dl, path=path, device=default_device() if device is None else device)
         dls.items, dls.test_items, dls.size = train, test, tuple(size)
         return dls
