@@ -475,6 +475,80 @@ EXERCISES.update({
                      ('Which axis runs from left to right now, and which is time?', 'The last is left to right, the second is time. `x[mirror]` are the tracklets to mirror.', 'out = x.copy(); out[mirror] = x[mirror][..., ::-1]')),
 })
 
+# %% ../nbs/85_course.ipynb #c4bdc3a78
+def _toy_mean(seed): # how many frames, and how alike their errors are
+    rng = np.random.default_rng(seed)
+    return int(rng.choice([1, 4, 16])), (0., .5, round(rng.random(), 2))[seed % 3]
+
+def _variance(n_frames, rho): return rho + (1 - rho) / n_frames
+_VARIANCE_SLIPS = ((lambda n_frames, rho: 1 / n_frames, 'Errors that are alike don\'t cancel: what is left of them when rho is 1?'),
+                   (lambda n_frames, rho: (1 - rho) / n_frames, 'What all frames have in common is still there after averaging.'),
+                   (lambda n_frames, rho: 1 / n_frames ** .5, 'That is a standard deviation; its square is asked for.'),
+                   (lambda n_frames, rho: (1 + n_frames * rho) / n_frames, 'A frame is paired with the n_frames - 1 others, not with itself.'))
+
+def _toy_walk(seed): # frames of a walk, and frames of a clip; every third walk is too short
+    rng = np.random.default_rng(seed)
+    n, t = int(rng.integers(2, 60)), int(rng.integers(2, 16))
+    return (min(n, t), max(n, t)) if seed % 3 == 2 else (max(n, t), min(n, t))
+
+def _evenly(n, t): return np.minimum(np.arange(t) * max(n // t, 1), n - 1)
+_EVENLY_SLIPS = ((lambda n, t: np.linspace(0, n - 1, t).astype(int), 'The steps are whole numbers and all the same, n // t; your last frame is the walk\'s last.'),
+                 (lambda n, t: np.linspace(0, n - 1, t).round().astype(int), 'The steps are whole numbers and all the same, n // t; your last frame is the walk\'s last.'),
+                 (lambda n, t: np.arange(t) * n // t, 'The steps are whole numbers and all the same, n // t; and a short walk repeats its last frame.'),
+                 (lambda n, t: np.arange(0, n, max(n // t, 1))[:t], 'A walk shorter than the clip repeats its last frame until there are t.'),
+                 (lambda n, t: np.arange(t) * (n // t), 'For a walk shorter than the clip, n // t is 0. It shows each frame once, then repeats the last.'),
+                 (lambda n, t: np.arange(t) * max(n // t, 1) % n, 'A short walk doesn\'t begin again; it repeats its last frame.'))
+
+# %% ../nbs/85_course.ipynb #c040a211b
+def _toy_clips(seed): # features of the frames of a batch of clips, and which are real
+    rng = np.random.default_rng(seed)
+    n, t = 3, 5
+    return rng.integers(0, 9, (n, t, 2)) + 0., np.arange(t) < rng.integers(1, t + 1, (n, 1))
+
+def _pool(feats, mask): return (feats * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+_POOL_SLIPS = ((lambda feats, mask: feats.mean(1), 'Repeated frames count, too, in your mean.'),
+               (lambda feats, mask: (feats * mask[..., None]).mean(1), 'You divided by the length of the clip; divide by the number of real frames.'),
+               (lambda feats, mask: (feats * mask[..., None]).sum(1), 'That is the sum of the real frames; what is their mean?'),
+               (lambda feats, mask: feats[mask].mean(0), 'That is one mean for all clips; each clip has its own.'))
+
+def _toy_votes(seed): # distances of a clip's frames to gallery items; every other time two people get the same number of votes
+    rng = np.random.default_rng(seed)
+    dist, g_pid = rng.permutation(36).reshape(4, 9) / 10, rng.permutation(np.repeat([3, 5, 8], 3))
+    for row, pid in zip(dist, (3, 3, 5, 5) if seed % 2 else (8, 5, 8, 3)): # who wins this frame
+        best = row.argmin()
+        mine = np.flatnonzero(g_pid == pid)[0]
+        row[[best, mine]] = row[[mine, best]]
+    return dist, g_pid
+
+def _vote(dist, g_pid):
+    nearest, at = g_pid[dist.argmin(1)], dist.min(1)
+    return min(set(nearest.tolist()), key=lambda o: (-(nearest == o).sum(), at[nearest == o].min()))
+
+_VOTE_SLIPS = ((lambda dist, g_pid: g_pid[dist.min(0).argmin()], 'That is the nearest of all, whichever frame finds it: one frame decides, and nobody votes.'),
+               (lambda dist, g_pid: g_pid[dist.mean(0).argmin()], 'That is a mean of distances; a vote looks at each frame\'s nearest alone.'),
+               (lambda dist, g_pid: np.bincount(g_pid[dist.argmin(1)]).argmax(), 'With equally many votes, the smallest distance decides, not the smaller number.'),
+               (lambda dist, g_pid: dist.argmin(1)[0], 'Return a pid, not the number of a column.'))
+
+# %% ../nbs/85_course.ipynb #d41b36a4
+EXERCISES.update({
+    '18.1': Exercise('Each frame\'s feature has an error of variance 1, and the errors of any two frames have the correlation rho. Write `variance(n_frames, rho)`: the variance of the error of their mean.',
+                     function_trial(_toy_mean, _variance, _VARIANCE_SLIPS),
+                     ('Begin with rho = 0 (nothing in common) and rho = 1 (all the same).',
+                      'Think of each error as a part that all frames share, of variance rho, and a part of its own, of variance 1 - rho. Which of the two shrinks?',
+                      'rho + (1 - rho) / n_frames')),
+    '18.2': Exercise('Write `vote(dist, g_pid)`: each of t frames names the person of its nearest gallery item, and the one named most often is returned. Where two are named equally often, the smallest distance at which '
+                     'one of them was named decides. `dist` has the shape (t, n), `g_pid` (n,).', function_trial(_toy_votes, _vote, _VOTE_SLIPS),
+                     ('Write down whom each frame names, and at which distance.', 'nearest = g_pid[dist.argmin(1)]; at = dist.min(1).',
+                      'min(set(nearest), key=lambda o: (-(nearest == o).sum(), at[nearest == o].min()))')),
+    '18.3': Exercise('Write `evenly(n, t)`: the frames, counted from 0, that Torchreid takes from a walk of n frames for a clip of t. The steps are n // t; a walk that is too short repeats its last frame.',
+                     function_trial(_toy_walk, _evenly, _EVENLY_SLIPS),
+                     ('44 frames, clips of 15: the step is 2, so 0, 2, … 28.', 'For n < t make the step 1 first, and look at what goes too far.', 'np.minimum(np.arange(t) * max(n // t, 1), n - 1)')),
+    '18.4': Exercise('Write `pool(feats, mask)`: the mean feature of each clip over its real frames. `feats` has the shape (n, t, d), `mask` (n, t) is True where a frame is real.',
+                     function_trial(_toy_clips, _pool, _POOL_SLIPS),
+                     ('What must a repeated frame add to the sum, and to the count?', 'mask[..., None] has the shape (n, t, 1), and multiplies.',
+                      '(feats * mask[..., None]).sum(1) / mask.sum(1)[:, None]')),
+})
+
 # %% ../nbs/85_course.ipynb #fbddeb1b
 _asked = {} # exercise number to how many hints were shown
 

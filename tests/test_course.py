@@ -87,6 +87,12 @@ def answer_of(number, answer): return answer() if number == '2.3' and callable(a
 MEMORY = dict(market1501=214, msmt17=3830)
 
 
+def vote(dist, g_pid):
+    names, at = [g_pid[o.argmin()] for o in dist], dist.min(1)
+    most = max(names.count(o) for o in names)
+    return min((d, o) for o, d in zip(names, at) if names.count(o) == most)[1]
+
+
 RIGHT = [
     ('1.1', rank1), ('1.2', results(.1)),
     ('2.1', sorted_labels), ('2.2', unanswered), ('2.3', mended), ('2.4', MEMORY), ('2.4', dict(market1501=214.377536, msmt17=3831.66)),
@@ -101,6 +107,10 @@ RIGHT = [
     ('4.4', leaked),
     ('10.1', lambda x: x[..., ::-1]), ('10.1', lambda x: np.flip(x, 3)), ('10.2', dict(expected=.21, mean=.2045, redrawn=.054)), ('10.3', box),
     ('10.4', lambda x, mirror: np.stack([np.flip(o, -1) if m else o for o, m in zip(x, mirror)])),
+    ('18.1', lambda n_frames, rho: (1 + (n_frames - 1) * rho) / n_frames),
+    ('18.3', lambda n, t: [min(i * max(n // t, 1), n - 1) for i in range(t)]),
+    ('18.4', lambda feats, mask: [f[m].mean(0) for f, m in zip(feats, mask)]),
+    ('18.2', vote),
 ]
 
 @pytest.mark.parametrize('number,answer', RIGHT)
@@ -176,6 +186,14 @@ WRONG = [
     ('10.3', lambda h, w, rng: box(h, w, rng, ratio=lambda r: .3**r.uniform(-1, 1)), 'rather than its logarithm'), ('10.3', lambda h, w, rng: box(h, w, rng, ratio=lambda r: r.uniform(.3, 1)), 'Height / width goes'),
     ('10.4', lambda x, mirror: np.where(mirror[:, None, None, None, None], x[:, ::-1], x), 'plays the tracklet backwards'), ('10.4', lambda x, mirror: x[..., ::-1], 'what is `mirror` for'),
     ('10.4', lambda x, mirror: np.where(mirror[:, None, None, None, None], x, x[..., ::-1]), 'those that should stay'), ('10.4', lambda x, mirror: x, 'is right. The input'),
+    ('18.1', lambda n_frames, rho: 1 / n_frames, 'left of them when rho is 1'), ('18.1', lambda n_frames, rho: (1 - rho) / n_frames, 'still there after'),
+    ('18.1', lambda n_frames, rho: n_frames ** -.5, 'standard deviation'), ('18.1', .25, 'Pass the function itself'),
+    ('18.3', lambda n, t: np.linspace(0, n - 1, t).astype(int), 'the walk\'s last'), ('18.3', lambda n, t: np.arange(t) * (n // t), 'n // t is 0'),
+    ('18.3', lambda n, t: np.arange(t) * max(n // t, 1) % n, 'begin again'), ('18.3', lambda n, t: None, 'was `return` forgotten'),
+    ('18.4', lambda feats, mask: feats.mean(1), 'Repeated frames count'), ('18.4', lambda feats, mask: (feats * mask[..., None]).mean(1), 'length of the clip'),
+    ('18.4', lambda feats, mask: feats[mask].mean(0), 'one mean for all clips'), ('18.4', lambda feats, mask: feats * mask, 'raises ValueError'),
+    ('18.2', lambda dist, g_pid: g_pid[dist.min(0).argmin()], 'nobody votes'), ('18.2', lambda dist, g_pid: g_pid[dist.mean(0).argmin()], 'mean of distances'),
+    ('18.2', lambda dist, g_pid: np.bincount(g_pid[dist.argmin(1)]).argmax(), 'not the smaller number'),
 ]
 
 @pytest.mark.parametrize('number,answer,words', WRONG)
