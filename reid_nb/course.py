@@ -134,7 +134,7 @@ def doubtful_people(
             with Picture.open(o.source) as im: ImageEnhance.Brightness(im.convert('RGB').resize((48, 96))).enhance(1.1).save(root / o.file, quality=70)
     return make_items([root / o for o in df.file], df.pid, df.cam, df.split, dset='doubtful')
 
-# %% ../nbs/85_course.ipynb #d1d3e626
+# %% ../nbs/85_course.ipynb #c804f5400
 def _unanswered(items): # paths of the queries that no gallery picture answers under market
     q, g = (items[items.split == o] for o in ('query', 'gallery'))
     return {path for path, pid, cam in zip(q.path, q.pid, q.cam) if not ((g.pid == pid) & (g.cam != cam)).any()}
@@ -147,7 +147,7 @@ def _faults(df): # the first fault left in a mended table of `_spoilt` rows, in 
     if n := df.source.duplicated().sum(): return f'{n} pictures are there twice. One of each is enough.'
     if n := (df.cam == 11).sum(): return f'{n} pictures come from a camera 11. How many cameras are there?'
     if n := (df.cam != df.place).sum(): return f'{n} camera numbers are still wrong. Which pictures don\'t look as if they came from where the table says?'
-    if q := _unanswered(df.assign(path=df.file)): return f'{len(q)} queries can\'t be answered by any picture of the gallery, first {sorted(q)[0]}.'
+    if q := _unanswered(df.assign(path=df.file)): return f'No picture of the gallery answers these queries: {", ".join(sorted(q)[:5])}.'
 
 def _try_mended(answer): # the doubtful table without its faults
     if not isinstance(answer, pd.DataFrame) or not {'path', 'pid', 'cam', 'split'} <= set(answer): return 'Pass the mended table, with its columns path, pid, cam and split.'
