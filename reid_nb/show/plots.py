@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'INK', 'KINDS', 'thumbnail', 'Card', 'RankView', 'rank_view', 'draw_view', 'rank_image', 'query_order',
            'show_ranks', 'save_ranks', 'plot_cmc', 'distance_hist', 'plot_distances']
 
-# %% ../../nbs/show/10_plots.ipynb #cf7806ba
+# %% ../../nbs/show/10_plots.ipynb #c34b027b1
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,17 +21,16 @@ from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core import ReidError, atomic_path
+from ..data.own import open_image
 from ..retrieve.rank import rank_stats
 from ..retrieve.results import ReidResults
 
-# %% ../../nbs/show/10_plots.ipynb #b59aa7ae
+# %% ../../nbs/show/10_plots.ipynb #c7bd2043a
 PAPER, INK = (255, 255, 255), (38, 38, 38) # background and text of the pictures
 
 @lru_cache(maxsize=2048)
 def _read(path, stamp, h, w): # `stamp` makes a changed file a new entry
-    with Image.open(path) as im:
-        im.draft('RGB', (w, h))
-        return ImageOps.pad(im.convert('RGB'), (w, h), method=Image.Resampling.BICUBIC, color=(236, 236, 236))
+    return ImageOps.pad(open_image(path), (w, h), method=Image.Resampling.BICUBIC, color=(236, 236, 236))
 
 def thumbnail(
     path,          # an image file

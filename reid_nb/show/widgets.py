@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BrowserState', 'picture_url', 'RankBrowser']
 
-# %% ../../nbs/show/20_widgets.ipynb #c84b4dae8
+# %% ../../nbs/show/20_widgets.ipynb #d72d18b6
 import base64
 import io
 from functools import lru_cache
@@ -20,6 +20,7 @@ from IPython.display import display
 from PIL import Image
 
 from ..core import atomic_path
+from ..data.own import open_image
 from ..retrieve.results import ReidResults
 from .plots import KINDS, RankView, draw_view, query_order, rank_view
 
@@ -104,12 +105,12 @@ def view(self:BrowserState) -> RankView: # None where no query fits
     if self._last[0] != (now := (self.at, self.k, self.removed)): self._last = now, rank_view(self.res, self.at[1], self.k, self.removed, self.at[0])
     return self._last[1]
 
-# %% ../../nbs/show/20_widgets.ipynb #c9a381e40
+# %% ../../nbs/show/20_widgets.ipynb #c6106709a
 @lru_cache(maxsize=4096)
 def _encode(path, stamp, h, w): # `stamp` makes a changed file a new entry
-    with Image.open(path) as im:
-        im.thumbnail((2 * w, 2 * h)) # twice, for screens with fine pixels; never enlarged
-        im.convert('RGB').save(out := io.BytesIO(), 'JPEG', quality=85)
+    im = open_image(path)
+    im.thumbnail((2 * w, 2 * h)) # twice, for screens with fine pixels; never enlarged
+    im.save(out := io.BytesIO(), 'JPEG', quality=85)
     return 'data:image/jpeg;base64,' + base64.b64encode(out.getvalue()).decode()
 
 def picture_url(
