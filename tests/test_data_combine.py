@@ -96,6 +96,12 @@ def test_two_datasets_with_a_zero():
     assert ('a', 0) not in people(out) and ('bb', 0) in people(out)
 
 
+def test_combineall_of_combined_tables(abc): # a crowd's 0 is another number then
+    want = combine({n: combineall(o) for n, o in abc.items()})
+    out = combineall(combine(*abc.values(), test='all'))
+    assert set(out.path) == set(want.path) and out.pid.nunique() == want.pid.nunique()
+
+
 def test_val():
     a = table('a', val=True)
     out = use_val(a)

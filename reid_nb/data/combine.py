@@ -61,17 +61,18 @@ def combine(
         raise ReidError(f'{n} pictures are in two datasets, first {items.drop_duplicates(["path", "dset"])[across].path.iloc[0]}. One person would get two numbers: combine only one of them.')
     return as_items(items)
 
-# %% ../../nbs/data/22_combine.ipynb #c40962893
+# %% ../../nbs/data/22_combine.ipynb #c69a92b2a
 def combineall(
     items:pd.DataFrame,  # an item table
-    drop=None,           # pids besides -1 that are nobody in particular; None: 0, where it is in the gallery only and no query asks for it
+    drop=None,           # pids besides -1 that are nobody in particular; None: 0 in the dataset's own numbers, where it is in the gallery only and no query asks for it
     keep_test:bool=False, # leave the query and gallery rows in as well, which are trained on now?
 ) -> pd.DataFrame: # training rows, with the former split in `was`; val rows are trained on, too
     "Make training rows of query and gallery"
     items = as_items(items)
     who = pd.Series(list(zip(items.dset.astype(str), items.pid)), index=items.index, dtype=object)
     unasked = ~who.isin(set(who[items.split != 'gallery'])) if (items.split == 'query').any() else pd.Series(False, index=items.index)
-    nobody = items.pid.isin(drop) if drop is not None else (items.pid == 0) & unasked
+    own = items.own_pid if 'own_pid' in items else items.pid # of tables that `combine` made
+    nobody = items.pid.isin(drop) if drop is not None else (own == 0) & unasked
     train = items[(items.pid != -1) & ~nobody].drop_duplicates(['dset', 'path'])
     train = train.assign(was=train.split.astype(str), split='train')
     if not keep_test: return as_items(train)
