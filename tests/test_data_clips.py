@@ -16,6 +16,7 @@ from reid_nb.data.augment import PerImage, RandomFlip, RandomTranslate, reid_tfm
 from reid_nb.data.block import PIDBlock, open_image
 from reid_nb.data.clips import (CLIPS, PADS, ClipBlock, ClipDL, ClipToTensor, ForClips, OpenClip, TensorClip, TrackletDataLoaders, TrackletPlayer, clip_dl, clip_index, clip_rows,
                                 clip_tfms, first_time, frame_rows, mean_by_walk, show_tracklets, windows)
+from reid_nb.data.combine import combine
 from reid_nb.data.samplers import RandomIdentitySampler
 
 LENGTHS = 1, 2, 5, 9, 13
@@ -164,7 +165,7 @@ def test_another_epoch_takes_other_frames(walks):
 
 
 def test_batches_hold_people_in_groups(walks):
-    for kw in (dict(), dict(sampler=RandomIdentitySampler(rows_of(walks, 'train'), 2, 2))):
+    for kw in (dict(), dict(sampler=RandomIdentitySampler(rows_of(walks, 'train'), 2, 2)), dict(sampler=lambda rows: RandomIdentitySampler(rows, 2, 2))):
         for x, y in loaders(walks, **kw).train:
             assert x.shape == (4, 4, 3, 20, 12) and y[0] == y[1] != y[2] == y[3]
 
@@ -261,3 +262,8 @@ def test_a_broken_frame_is_named(walks, tmp_path, workers):
     dl = clip_dl(walks.assign(frames=[[*o, str(bad)] for o in walks.frames]), size=(20, 12), how='all', num_workers=workers, device='cpu')
     with pytest.raises(ReidError, match='half.png'): list(dl)
     with pytest.raises(ReidError, match='gone.png'): OpenClip()([str(tmp_path/'gone.png')])
+
+
+def test_pictures_among_tracklets(walks):
+    pictures = walks.drop(columns='frames').assign(dset='pictures', path=walks.path + '.jpg')
+    with pytest.raises(ReidError, match=r'are pictures, not tracklets: their `frames` are missing, first row \d+'): loaders(combine(walks, pictures))

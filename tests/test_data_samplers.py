@@ -11,7 +11,7 @@ from reid_nb.core import ReidError, make_items, seed_all
 from reid_nb.data.epochs import (_dealt, camera_pk_batches, domain_batches, hard_pk_batches, identity_batches, identity_batches_2018, likeness,
                                  n_pk_batches, pk_batches)
 from reid_nb.data.samplers import (CameraPKSampler, HardPKSampler, PKDataLoader, PKSampler, RandomDatasetSampler, RandomDomainSampler,
-                                   RandomIdentitySampler, RandomSampler, SampledDL, SequentialSampler)
+                                   RandomIdentitySampler, RandomSampler, SampledDL, SequentialSampler, sampler_of)
 
 TOY = np.repeat(np.arange(9), [1, 2, 3, 5, 8, 13, 21, 4, 9])
 CAMS = np.repeat([0, 1, 2], [9, 12, 30])
@@ -279,3 +279,10 @@ def test_copies_of_a_loader():
 def test_worker_processes_bring_the_same_batches():
     a, b = loader(SAMPLERS['camera'], seed=1), loader(SAMPLERS['camera'], 2, seed=1)
     assert tolist(a) == tolist(b)
+
+def test_what_makes_a_sampler():
+    t = items()
+    one = PKSampler(t, 4, 4)
+    assert sampler_of(one, t) is one and sampler_of(PKSampler, t).p == 16 and sampler_of(lambda rows: RandomSampler(rows, 8), t).bs == 8
+    for bad in (3, 'pk', lambda rows: None):
+        with pytest.raises(ValueError, match='A `ReidSampler` is needed'): sampler_of(bad, t)

@@ -6,7 +6,7 @@
 __all__ = ['open_image', 'ResizeTo', 'ReidImageBlock', 'PersonCategory', 'PIDBlock', 'reid_datasets', 'image_datasets',
            'image_dl', 'ReidDataLoaders', 'show_identities']
 
-# %% ../../nbs/data/40_block.ipynb #c315e4d64
+# %% ../../nbs/data/40_block.ipynb #d54708bf
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ from ..core import ReidError, check_items, rows_of
 from .augment import reid_tfms
 from .cache import CachedDL, OnePass
 from .own import open_image as open_rgb
-from .samplers import PKDataLoader, PKSampler, SampledDL
+from .samplers import PKDataLoader, PKSampler, SampledDL, sampler_of
 
 # %% ../../nbs/data/40_block.ipynb #c17ec6c50
 def open_image(
@@ -100,7 +100,7 @@ def image_dl(
     kw = _loader_args(size, reid_tfms(0, 0), num_workers, cache)
     return CachedDL(image_datasets(items), bs=bs, device=default_device() if device is None else device, **kw).use_cache(cache)
 
-# %% ../../nbs/data/40_block.ipynb #c52fe0a7
+# %% ../../nbs/data/40_block.ipynb #c844edbdb
 class _TrainDL(CachedDL, SampledDL): pass
 class _PKTrainDL(CachedDL, PKDataLoader): pass
 
@@ -118,7 +118,7 @@ class ReidDataLoaders(DataLoaders):
         path='.',             # where a learner saves models
         device=None,          # None: fastai's default
         cache=None,           # an `ImageCache` of this size; None: files are decoded each time
-        sampler=None,         # makes a `ReidSampler` of the training rows, `sampler(rows)`; None: PK batches, p identities with k images
+        sampler=None,         # makes a `ReidSampler` of the training rows, `sampler(rows)`, or is one; None: PK batches, p identities with k images
     ): # raises `ReidError` where `items` can't be trained on and evaluated
         "Make loaders from an item table"
         items = check_items(items, paths='none')
@@ -127,7 +127,7 @@ class ReidDataLoaders(DataLoaders):
         kw = _loader_args(size, reid_tfms() if tfms is None else tfms, num_workers, cache)
         number = {o: i for i, o in enumerate(ds.vocab)}
         labels = [number[o[1]] for o in _rows(train)]
-        chosen = PKSampler(labels, p, k) if sampler is None else sampler(train)
+        chosen = PKSampler(labels, p, k) if sampler is None else sampler_of(sampler, train)
         train_dl = (_PKTrainDL if isinstance(chosen, PKSampler) else _TrainDL)(ds.train, sampler=chosen, **kw).use_cache(cache, labels)
         valid_dl = CachedDL(image_datasets(test), bs=bs, **kw).use_cache(cache)
         dls = cls(train_dl, valid_dl, path=path, device=default_device() if device is None else device)

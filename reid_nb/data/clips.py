@@ -8,7 +8,7 @@ __all__ = ['CLIPS', 'PADS', 'clip_index', 'first_time', 'windows', 'clip_rows', 
            'clip_datasets', 'ClipDL', 'SampledClipDL', 'clip_dl', 'TrackletDataLoaders', 'TrackletPlayer',
            'show_tracklets']
 
-# %% ../../nbs/data/45_clips.ipynb #c6eef54aa
+# %% ../../nbs/data/45_clips.ipynb #c09424927
 import base64
 import io
 import random
@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw
 from ..core import ReidError, atomic_path, check_items, rows_of
 from .augment import PerImage, reid_tfms
 from .block import PIDBlock, ReidDataLoaders, open_image
-from .samplers import PKSampler, SampledDL
+from .samplers import PKSampler, SampledDL, sampler_of
 
 # %% ../../nbs/data/45_clips.ipynb #c7d7ae6da
 def _evenly(n, t, rng): return np.arange(t) * (n // t)
@@ -83,7 +83,7 @@ def first_time(
     out[np.unique(index, return_index=True)[1]] = True
     return out
 
-# %% ../../nbs/data/45_clips.ipynb #c6a40f69e
+# %% ../../nbs/data/45_clips.ipynb #c408f318b
 def windows(
     n:int,         # frames of the walk
     t:int,         # frames of a window
@@ -100,6 +100,9 @@ def _need_frames(items): # or say what to do
     if 'frames' not in items:
         raise ReidError(f'These are pictures, not tracklets: the table has no column `frames`. Found: {list(items.columns)}. '
                         '`frames_to_tracklets` of `reid_nb.data.video_sets` collects pictures with the same `tid`.')
+    if (none := items.frames.isna()).any():
+        raise ReidError(f'{none.sum()} of {len(items)} rows are pictures, not tracklets: their `frames` are missing, first row {none.idxmax()}. '
+                        'Drop them: `items[items.frames.notna()]`; or make all rows pictures by `frame_rows` before you combine.')
     if (empty := items.frames.map(len) == 0).any():
         raise ReidError(f'{empty.sum()} tracklets have no frames, first row {empty.idxmax()}. Drop them: `items[items.frames.map(len) > 0]`.')
 
@@ -313,7 +316,7 @@ def clip_dl(
     kw = _clip_args(size, reid_tfms(0, 0), 'clip', num_workers)
     return ClipDL(ds, mask=mask, bs=bs, device=default_device() if device is None else device, **kw)
 
-# %% ../../nbs/data/45_clips.ipynb #c82fd32dc
+# %% ../../nbs/data/45_clips.ipynb #c35878be5
 class TrackletDataLoaders(ReidDataLoaders):
     "PK batches of clips of the training rows, and clips of query + gallery rows"
     @classmethod
@@ -323,7 +326,7 @@ class TrackletDataLoaders(ReidDataLoaders):
         t:int=8,              # frames of a clip
         p:int=8,              # identities in a training batch
         k:int=4,              # clips of each
-        sampler=None,         # a `ReidSampler` of the training rows instead of p and k
+        sampler=None,         # makes a `ReidSampler` of the training rows, `sampler(rows)`, or is one; None: PK batches, p identities with k clips
         bs:int=16,            # clips in an evaluation batch
         how='restricted',     # frames of a training clip, as in `clip_index`
         test_how='evenly',    # frames of an evaluation clip; 'all' takes every frame
@@ -341,7 +344,8 @@ class TrackletDataLoaders(ReidDataLoaders):
         train, test = rows_of(items, 'train'), rows_of(items, 'query', 'gallery')
         ds = tracklet_datasets(train, size=size, t=t, how=how, pad=pad, open=open)
         kw = _clip_args(size, reid_tfms() if tfms is None else tfms, per, num_workers)
-        train_dl = SampledClipDL(ds.train, sampler=PKSampler(train, p, k) if sampler is None else sampler, mask=mask, **kw)
+        chosen = PKSampler(train, p, k) if sampler is None else sampler_of(sampler, train)
+        train_dl = SampledClipDL(ds.train, sampler=chosen, mask=mask, **kw)
         valid_dl = ClipDL(clip_datasets(test, t=t, how=test_how, pad=pad, open=open), mask=mask, bs=bs, **kw)
         dls = cls(train_dl, valid_dl, path=path, device=default_device() if device is None else device)
         dls.items, dls.test_items, dls.size = train, test, tuple(size)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReidSampler', 'RandomSampler', 'SequentialSampler', 'PKSampler', 'RandomIdentitySampler', 'CameraPKSampler',
-           'HardPKSampler', 'RandomDomainSampler', 'RandomDatasetSampler', 'SampledDL', 'PKDataLoader']
+           'HardPKSampler', 'RandomDomainSampler', 'RandomDatasetSampler', 'sampler_of', 'SampledDL', 'PKDataLoader']
 
 # %% ../../nbs/data/30_samplers.ipynb #c02908655
 import random
@@ -140,6 +140,16 @@ class RandomDomainSampler(ReidSampler):
 class RandomDatasetSampler(RandomDomainSampler):
     "`bs/n` rows from each of `n` datasets: `domain_batches`"
     domains_of = staticmethod(_dsets)
+
+# %% ../../nbs/data/30_samplers.ipynb #c100a1b57
+def sampler_of(
+    sampler, # a `ReidSampler`, or what makes one: a class, or a function of the rows
+    rows:pd.DataFrame, # rows to draw from
+) -> ReidSampler: # raises ValueError where it is neither
+    "Make a sampler of `rows`, unless `sampler` is one"
+    made = sampler(rows) if callable(sampler) else sampler
+    if not isinstance(made, ReidSampler): raise ValueError(f'A `ReidSampler` is needed, or a function that makes one of the rows, not {made!r}.')
+    return made
 
 # %% ../../nbs/data/30_samplers.ipynb #c0c594614
 class SampledDL(TfmdDL):
