@@ -69,6 +69,9 @@ def test_faults(abc):
     with pytest.raises(ReidError, match='names among'): combine(a, test='bb')
     with pytest.raises(ReidError, match='names among'): combine(a, test=['bb'])
     with pytest.raises(ReidError, match='no table'): combine()
+    with pytest.raises(ReidError, match='no table'): combine([])
+    with pytest.raises(ReidError, match='no table'): unlabelled()
+    assert combine(list(abc.values())).equals(combine(*abc.values()))
     with pytest.warns(UserWarning, match='prid and prid2011 come from the same'): combine(a.assign(dset='prid'), abc['bb'].assign(dset='prid2011'))
     with warnings.catch_warnings(action='error'): combine(a.assign(dset='prid'), abc['bb'].assign(dset='mars'))
 

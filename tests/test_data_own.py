@@ -242,6 +242,7 @@ def test_market_keeps_unasked_zero_and_renumbers_shared_pids(tmp_path, shots):
 def test_many_cameras_and_none(tmp_path, shots):
     with pytest.warns(UserWarning, match='take camera 13 for 1'): items_to_market(shots.assign(cam=12), tmp_path / 'a')
     with pytest.raises(ReidError, match='have no camera'): items_to_market(shots.assign(cam=None), tmp_path / 'b')
+    with pytest.raises(ReidError, match='nothing to write'): items_to_market(shots[:0], tmp_path / 'b')
     back = market1501(items_to_market(shots.assign(cam=None), tmp_path / 'b', unknown_cam='apart'), check=False)
     assert set(back.cam[back.split == 'query']) == {0} and set(back.cam[back.split != 'query']) == {1}
 

@@ -33,7 +33,7 @@ def _warn_same(names, others, what): # two names that share people
         if len(both := sorted(family & (set(names) | set(others)))) > 1 and family & set(names) and family & set(others):
             warnings.warn(f'{" and ".join(both)} come from the same recordings: {what}', stacklevel=4)
 
-# %% ../../nbs/data/22_combine.ipynb #c55767d5d
+# %% ../../nbs/data/22_combine.ipynb #e36c8d65
 def _shifted(tables): # the tables with numbers of their own; the old ones in own_pid and own_cam
     step = 10 ** len(str(max([1, *(int(o.pid.max()) for o in tables if len(o))])))
     out, cams = [], 0
@@ -44,11 +44,11 @@ def _shifted(tables): # the tables with numbers of their own; the old ones in ow
     return out
 
 def combine(
-    *tables,          # item tables, each of one dataset or of several; or one dict of name to table
+    *tables,          # item tables, each of one dataset or of several; or one list of them, or dict of name to table
     test='first',     # whose validation and test rows to keep: 'first', 'all', 'none', or a list of names
 ) -> pd.DataFrame: # item table with `own_pid` and `own_cam`; raises `ReidError` for two datasets of one name, and for pictures that are in two
     "Merge the training rows of several datasets, with identities, cameras and names kept apart"
-    named = _named(tables[0] if len(tables) == 1 and isinstance(tables[0], dict) else tables)
+    named = _named(tables[0] if len(tables) == 1 and isinstance(tables[0], (dict, list, tuple)) else tables)
     if not named: raise ReidError('There is no table to combine.')
     dsets = [o for t in named.values() for o in _dsets(t)]
     if twice := next((o for o in dsets if dsets.count(o) > 1), None): raise ReidError(f'Two tables hold a dataset called {twice!r}. Rename one: `items.assign(dset="another name")`.')
@@ -87,12 +87,13 @@ def use_val(
     "Make training rows of the validation rows, once nothing is to be chosen by them any more"
     return as_items(items.assign(split=items.split.astype(str).replace('val', 'train')))
 
-# %% ../../nbs/data/22_combine.ipynb #f33050ab
+# %% ../../nbs/data/22_combine.ipynb #c386ff442
 def unlabelled(
     *tables,               # item tables; their training rows are taken
     keep_truth:bool=False, # keep the identities in `true_pid`, to measure what a method finds?
 ) -> pd.DataFrame: # rows with path, pid -1, cam, split 'train', dset, and for tracklets `frames`
     "Take training rows without their labels"
+    if not tables: raise ReidError('There is no table to take rows from.')
     rows = pd.concat([rows_of(as_items(o), 'train') for o in tables])
     more = [o for o in ('frames',) if o in rows] + ['true_pid'] * keep_truth
     return as_items(rows.assign(true_pid=rows.pid, pid=-1)[['path', 'pid', 'cam', 'split', 'dset', *more]])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GREY', 'MARKET_FOLDERS', 'open_image', 'split_by_time', 'split_by_camera', 'kfold_by_pid', 'items_to_market']
 
-# %% ../../nbs/data/23_own.ipynb #bdfcae05
+# %% ../../nbs/data/23_own.ipynb #c02502290
 import os
 import shutil
 import warnings
@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from ..core import ReidError, as_items
-from .datasets import split_by_pid
+from .datasets import _stays, split_by_pid
 
 # %% ../../nbs/data/23_own.ipynb #e9ead166
 GREY = (124, 116, 104) # ImageNet's mean colour: after normalisation it is nothing
@@ -43,12 +43,11 @@ def open_image(
     except Exception as e:
         raise ReidError(f'{path} can\'t be read ({type(e).__name__}: {e}). Restore the file or drop its row; `check_items(items, paths="all")` finds all such files.') from e
 
-# %% ../../nbs/data/23_own.ipynb #c1b5b251f
+# %% ../../nbs/data/23_own.ipynb #e34e1119
 def _apart(items): # (rows to divide, rows that stay in the gallery: junk, and identities that no query of the table asks for)
     items = as_items(items if 'split' in items else items.assign(split='train'))
     who = list(zip(items.dset.astype(str), items.pid))
-    asked = {o for o, split in zip(who, items.split) if split != 'gallery'} if (items.split == 'query').any() else set(who)
-    stay = np.array([pid == -1 or (dset, pid) not in asked for dset, pid in who], bool)
+    stay = np.array(_stays(items, who, ()), bool)
     return items[~stay].assign(who=pd.Series(who, index=items.index, dtype=object)[~stay]), items[stay]
 
 def _joined(train, test, stay, query, seed): # one table; the test rows become query and gallery
@@ -151,7 +150,7 @@ def _market_names(items, unknown_cam): # (relative path of each row in Market's 
     names = [f'{MARKET_FOLDERS[r.split]}/{r.pid if r.pid < 0 else f"{r.pid:04}"}_c{r.cam}s{r.seq}_{r.frame:06}_{r.box:02}.jpg' for r in df.itertuples()]
     return names, pid, cam
 
-# %% ../../nbs/data/23_own.ipynb #c41a71c4a
+# %% ../../nbs/data/23_own.ipynb #c415b5c20
 def _plain_jpeg(path): # can any tool read it as it is?
     try:
         with Image.open(path) as im: return im.format == 'JPEG' and im.mode in ('RGB', 'L') and im.getexif().get(0x112, 1) == 1
@@ -174,6 +173,7 @@ def items_to_market(
 ) -> Path: # the folder, with items.csv that leads back; raises `ReidError` for what the layout can't hold. All of it is written, or nothing
     "Write `items` in the layout of Market-1501"
     items, out = as_items(items), Path(out)
+    if not len(items): raise ReidError('The table has no rows: there is nothing to write.')
     if 'frames' in items: raise ReidError('Market-1501 has pictures, not tracklets. Give each frame a row: `items.explode("frames").assign(path=lambda o: o.frames).drop(columns="frames")`.')
     if (val := (items.split == 'val').sum()): raise ReidError(f'{val} rows are for validation, and Market-1501 has no folder for them. Make them train rows, or drop them.')
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise ReidError(f'{out} exists and isn\'t empty. Give a new folder, since other tools read whatever lies in it.')
