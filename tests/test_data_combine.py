@@ -71,6 +71,8 @@ def test_faults(abc):
     with pytest.raises(ReidError, match='no table'): combine()
     with pytest.raises(ReidError, match='no table'): combine([])
     with pytest.raises(ReidError, match='no table'): unlabelled()
+    with pytest.warns(UserWarning, match='Nothing is left of bb: '): assert set(combine(a, rows_of(abc['bb'], 'gallery')).dset) == {'a'}
+    with warnings.catch_warnings(action='error'): assert set(combine(a, rows_of(abc['bb'], 'gallery'), test='all').dset) == {'a', 'bb'}
     assert combine(list(abc.values())).equals(combine(*abc.values()))
     with pytest.warns(UserWarning, match='prid and prid2011 come from the same'): combine(a.assign(dset='prid'), abc['bb'].assign(dset='prid2011'))
     with warnings.catch_warnings(action='error'): combine(a.assign(dset='prid'), abc['bb'].assign(dset='mars'))

@@ -33,7 +33,7 @@ def _warn_same(names, others, what): # two names that share people
         if len(both := sorted(family & (set(names) | set(others)))) > 1 and family & set(names) and family & set(others):
             warnings.warn(f'{" and ".join(both)} come from the same recordings: {what}', stacklevel=4)
 
-# %% ../../nbs/data/22_combine.ipynb #e36c8d65
+# %% ../../nbs/data/22_combine.ipynb #cf83086b
 def _shifted(tables): # the tables with numbers of their own; the old ones in own_pid and own_cam
     step = 10 ** len(str(max([1, *(int(o.pid.max()) for o in tables if len(o))])))
     out, cams = [], 0
@@ -55,6 +55,8 @@ def combine(
     kept = dict(first=list(named)[:1], all=list(named), none=[]).get(test, test) if isinstance(test, str) else list(test)
     if isinstance(kept, str) or not set(kept) <= set(named): raise ReidError(f"`test` must be 'first', 'all', 'none' or names among {list(named)}, not {test!r}.")
     for i, o in enumerate(dsets): _warn_same([o], dsets[:i], 'the same person may stand in both under two numbers.')
+    if lost := [n for n, o in named.items() if n not in kept and len(o) and not (o.split == 'train').any()]:
+        warnings.warn(f'Nothing is left of {", ".join(lost)}: there are no training rows in it, and its test rows were not asked for. Split it first, or say so by `test`.', stacklevel=2)
     items = pd.concat([o if n in kept else o[o.split == 'train'] for n, o in zip(named, _shifted(list(named.values())))])
     across = items.drop_duplicates(['path', 'dset']).path.duplicated(keep=False)
     if n := items.drop_duplicates(['path', 'dset'])[across].path.nunique():
@@ -121,7 +123,7 @@ class Plan:
         count = lambda o: dict(ids=o.pid[o.pid >= 0].nunique(), images=len(o), cameras=o.cam.nunique())
         return pd.DataFrame({k: count(o) for k, o in parts.items()}).T.rename_axis(['part', 'dataset'])
 
-# %% ../../nbs/data/22_combine.ipynb #c8968eb6
+# %% ../../nbs/data/22_combine.ipynb #c6df4c6fd
 def cross_dataset(
     sources,          # list of item tables, or dict of name to table: their training rows are merged
     targets=None,     # the same, to be tested one by one; None: the sources themselves
@@ -134,8 +136,8 @@ def cross_dataset(
     if empty := [n for n, o in targets.items() if not {'query', 'gallery'} <= set(o.split)]: raise ReidError(f'{", ".join(empty)} can\'t be tested on: query or gallery rows are missing.')
     if adapt and (both := sorted(set(sources) & set(targets))): raise ReidError(f'{", ".join(both)} is a source and a target: its labels would be used and hidden at once. Leave it out of one.')
     for n in targets: _warn_same([n], [o for o in sources if o != n], 'test people may have been trained on.')
+    if not any((o.split == 'train').any() for o in sources.values()): raise ReidError(f'{", ".join(sources)} have no training rows.')
     train = rows_of(combine(sources, test='none'), 'train')
-    if not len(train): raise ReidError(f'{", ".join(sources)} have no training rows.')
     tests = {n: rows_of(o, 'query', 'gallery') for n, o in targets.items()}
     return Plan(name or f'{"+".join(sources)} → {", ".join(targets)}', train, tests, unlabelled(*targets.values()) if adapt else None)
 
