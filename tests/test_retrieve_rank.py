@@ -374,3 +374,14 @@ if not (pid := os.fork()):
     os._exit(0 if same else 3)
 print(os.waitpid(pid, 0)[1], is_forked())'''
     assert run(code, ROOT) == '0 False'
+
+
+def test_the_threads_of_torch_stay_as_many():
+    "numba's start would overwrite their number, and a training after an evaluation come to other figures"
+    pytest.importorskip('torch')
+    code = '''
+import torch, numpy as np, reid_nb.retrieve.rank as r
+torch.set_num_threads(1)
+r.rank_stats((np.random.rand(9, 4), np.random.rand(20, 4)), np.arange(9) % 3, np.arange(20) % 3)
+print(torch.get_num_threads())'''
+    assert run(code, ROOT, NUMBA_NUM_THREADS='2') == '1'

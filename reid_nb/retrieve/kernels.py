@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['cached_njit', 'is_forked']
 
-# %% ../../nbs/retrieve/10_kernels.ipynb #c776b122a
+# %% ../../nbs/retrieve/10_kernels.ipynb #c2b6593fc
 import os
+import sys
 
-from numba import njit
+from numba import get_num_threads, njit
 
 # %% ../../nbs/retrieve/10_kernels.ipynb #c17b4c951
 def cached_njit(f=None, **kw):
@@ -17,7 +18,7 @@ def cached_njit(f=None, **kw):
     try: return njit(cache=True, **kw)(f)
     except RuntimeError: return njit(**kw)(f)
 
-# %% ../../nbs/retrieve/10_kernels.ipynb #c023ef7f2
+# %% ../../nbs/retrieve/10_kernels.ipynb #c4abb68ae
 _forked = False
 
 def _after_fork():
@@ -26,5 +27,17 @@ def _after_fork():
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
 def is_forked():
-    "Was this process forked from one that had loaded this module? Then it must call no parallel kernel"
+    "Was this process forked from one that had loaded this module? Then it must call no parallel kernel; else numba's threads are made ready"
+    if not _forked: _start_threads()
     return _forked
+
+# %% ../../nbs/retrieve/10_kernels.ipynb #f2fe081d
+_started = False
+
+def _start_threads():
+    global _started
+    if _started: return
+    _started, torch = True, sys.modules.get('torch')
+    before = torch.get_num_threads() if torch else None
+    get_num_threads() # which starts them
+    if before: torch.set_num_threads(before)
