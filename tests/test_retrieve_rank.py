@@ -382,6 +382,7 @@ def test_the_threads_of_torch_stay_as_many():
     code = '''
 import torch, numpy as np, reid_nb.retrieve.rank as r
 torch.set_num_threads(1)
-r.rank_stats((np.random.rand(9, 4), np.random.rand(20, 4)), np.arange(9) % 3, np.arange(20) % 3)
+torch.ones(500, 500) @ torch.ones(500, 500)
+for _ in range(3): r.rank_stats((np.random.rand(9, 4), np.random.rand(20, 4)), np.arange(9) % 3, np.arange(20) % 3)
 print(torch.get_num_threads())'''
     assert run(code, ROOT, NUMBA_NUM_THREADS='2') == '1'
