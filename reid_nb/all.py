@@ -13,7 +13,7 @@ with warnings.catch_warnings(): # torch warns about itself when fastai is import
     from fastai.callback.all import CSVLogger, EarlyStoppingCallback, SaveModelCallback
     from fastai.learner import Learner, load_learner
 
-# %% ../nbs/95_all.ipynb #fd3a8b36
+# %% ../nbs/95_all.ipynb #c72623451
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,15 @@ from .course import check, hint, slider
 from .data.augment import ColorJitter, PadCrop, PCAColor, RandomErase, RandomFlip, RandomGray, RandomTranslate, reid_tfms
 from .data.augment_more import KViews, LocalSwap, OccluderPaste, PerItem, RandomPatch, torchreid_tfms
 from .data.block import PIDBlock, ReidDataLoaders, ReidImageBlock, image_dl
+from .data.cache import ImageCache, OnePass
 from .data.cards import dataset_card, scan_images
-from .data.catalogue import average_over_splits, list_datasets, read_dataset, splits_of
+from .data.catalogue import average_over_splits, list_datasets, protocol_of, read_dataset, splits_of, write_splits
 from .data.clips import TrackletDataLoaders, clip_dl, show_tracklets
-from .data.combine import combine, combineall, cross_dataset, leave_one_out, unlabelled
+from .data.combine import combine, combineall, cross_dataset, leave_one_out, unlabelled, use_val
 from .data.crops import crop_tracks, read_boxes
 from .data.datasets import Spec, items_from_csv, items_from_folder, market1501, split_by_pid
 from .data.fetch import fetch_dataset
+from .data.image_sets import extract_cuhk03
 from .data.integrity import integrity_report, label_suspects, without
 from .data.mot import crop_mot, crop_videos, items_from_coco
 from .data.own import items_to_market, kfold_by_pid, split_by_camera, split_by_time
