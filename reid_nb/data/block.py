@@ -6,7 +6,7 @@
 __all__ = ['open_image', 'ResizeTo', 'ReidImageBlock', 'PersonCategory', 'PIDBlock', 'reid_datasets', 'image_datasets',
            'image_dl', 'ReidDataLoaders', 'show_identities']
 
-# %% ../../nbs/data/40_block.ipynb #aaf56b8e
+# %% ../../nbs/data/40_block.ipynb #c62dd08c3
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..core import ReidError, check_items, rows_of
 from .augment import reid_tfms
-from .cache import CachedDL, ImageCache, OnePass
+from .cache import CachedDL
 from .own import open_image as open_rgb
 from .samplers import PKDataLoader, PKSampler, SampledDL, sampler_of
 
@@ -76,7 +76,7 @@ def reid_datasets(
     block = DataBlock(blocks=(ReidImageBlock, PIDBlock(vocab)), getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda o: (list(range(len(o))), []))
     return block.datasets(_rows(items))
 
-# %% ../../nbs/data/40_block.ipynb #c6cb6bf6d
+# %% ../../nbs/data/40_block.ipynb #ededb46c
 def image_datasets(
     items, # item table; only its paths are used
 ) -> Datasets: # of (image,), treated as validation: batch transforms that augment leave them alone
@@ -84,9 +84,9 @@ def image_datasets(
     return Datasets(list(items.path), tfms=[[open_image]], splits=([], list(range(len(items)))), n_inp=1, do_setup=False).valid
 
 def _loader_args(size, tfms, num_workers, cache=None): # what training and evaluation loaders share
-    if cache is not None and not isinstance(cache, ImageCache): raise ValueError(f'`cache` must be an `ImageCache(size={tuple(size)})`, not {cache!r}.')
+    if cache is not None and not hasattr(cache, 'read'): raise ValueError(f'`cache` must be an `ImageCache(size={tuple(size)})`, not {cache!r}.')
     if cache is not None and cache.size != tuple(size): raise ValueError(f'The cache holds pictures of {cache.size}, and the loaders want {tuple(size)}. Make an `ImageCache(size={tuple(size)})`.')
-    to_float = [] if any(isinstance(o, OnePass) for o in tfms) else [IntToFloatTensor()]
+    to_float = [] if any(getattr(o, 'takes_bytes', False) for o in tfms) else [IntToFloatTensor()]
     return dict(after_item=[ResizeTo(size), ToTensor()], after_batch=[*to_float, *tfms], num_workers=num_workers)
 
 def image_dl(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['taps', 'pixels_of', 'OnePass', 'ImageCache', 'CachedDL']
 
-# %% ../../nbs/data/38_cache.ipynb #c7476eef3
+# %% ../../nbs/data/38_cache.ipynb #ad91316f
+import ctypes
 import os
 import threading
 import time
@@ -49,16 +50,19 @@ def taps(
     weight /= weight.sum(1, keepdims=True)
     return np.minimum(pixel, n_in - 1), (weight * 2**22 + .5).astype(np.int32)
 
-# %% ../../nbs/data/38_cache.ipynb #c266acbd5
+# %% ../../nbs/data/38_cache.ipynb #d2cc4b08
 @_njit
-def _across(src, pixel, weight, out): # enlarge along the rows: (H,W) → (H,n); two rows at a time, as the halves of one word
+def _across(src, pixel, weight, mirror, out): # enlarge along the rows, mirrored or not: (H,W) → (H,n); two rows at a time, as the halves of one word
     W, n, low, high = src.shape[1], len(pixel), np.uint64(22), np.uint64(32)
     at, wa, wb = pixel[:, 0].astype(np.uint64), weight[:, 0].astype(np.uint64), weight[:, 1].astype(np.uint64)
     both, t = np.zeros(W + 1, np.uint64), np.empty(n, np.uint64)
     for y in range(0, len(src), 2):
         z = min(y + 1, len(src) - 1)
         r, s, o, p = src[y], src[z], out[y], out[z]
-        for x in range(W): both[x] = np.uint64(r[x]) | (np.uint64(s[x]) << high)
+        if mirror:
+            for x in range(W): both[W - 1 - x] = np.uint64(r[x]) | (np.uint64(s[x]) << high)
+        else:
+            for x in range(W): both[x] = np.uint64(r[x]) | (np.uint64(s[x]) << high)
         for x in range(n): t[x] = both[at[x]] * wa[x] + both[at[x] + np.uint64(1)] * wb[x] + np.uint64(2**21 * (2**32 + 1))
         for x in range(n): o[x], p[x] = t[x] >> low, t[x] >> (low + high)
 
@@ -75,8 +79,21 @@ def _enlarge(im, col, w_col, row, w_row, out): # (H,W,3) → (3,h,w)
         for x in range(im.shape[1]):
             for c in range(3): planes[c, y, x] = im[y, x, c]
     for c in range(3):
-        _across(planes[c], col, w_col, tmp)
+        _across(planes[c], col, w_col, False, tmp)
         _down(tmp, row, w_row, out[c])
+
+# %% ../../nbs/data/38_cache.ipynb #c46d9483a
+class _Arrow(ctypes.Structure): # as Apache Arrow's C interface has it
+    _fields_ = [(o, ctypes.c_int64) for o in ('length', 'nulls', 'offset', 'n_buffers', 'n_children')] + [('buffers', ctypes.POINTER(ctypes.c_void_p)), ('children', ctypes.POINTER(ctypes.c_void_p))]
+
+def _bytes_of(im): # (H,W,3 or 4): an RGB image's own memory where Pillow shows it, else a copy, which takes longer than enlarging
+    try: capsule = im.__arrow_c_array__()[1]
+    except (AttributeError, ValueError): return np.asarray(im), None
+    child = _Arrow.from_address(_Arrow.from_address(_pointer(capsule, b'arrow_array')).children[0])
+    memory = (ctypes.c_uint8 * (4 * im.width * im.height)).from_address(child.buffers[1])
+    return np.frombuffer(memory, np.uint8).reshape(im.height, im.width, 4), capsule # valid as long as the capsule lives
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
 def pixels_of(
     im:Image.Image,      # RGB
@@ -86,33 +103,28 @@ def pixels_of(
     "Resize an image to planes of red, green and blue"
     h, w = out.shape[1:] if size is None else size
     if out is None: out = np.empty((3, h, w), np.uint8)
-    if im.width <= w and im.height <= h: _enlarge(np.asarray(im), *taps(im.width, w), *taps(im.height, h), out)
+    if im.width <= w and im.height <= h:
+        x, keep = _bytes_of(im)
+        _enlarge(x, *taps(im.width, w), *taps(im.height, h), out)
     else: out[:] = np.asarray(im.resize((w, h), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     return out
 
-# %% ../../nbs/data/38_cache.ipynb #a8fa4ecd
+# %% ../../nbs/data/38_cache.ipynb #c85102d89
 def _levels(mean, std): # (3,256) what each byte becomes, as torchvision's ToTensor and Normalize compute it
     x = torch.arange(256, dtype=torch.float32).div(255)
     return torch.stack([x.sub(torch.tensor(m)).div(torch.tensor(s)) for m, s in zip(mean, std)]).numpy()
 
 @_njit
-def _mirror(src, out):
-    w = src.shape[1]
-    for y in range(len(src)):
-        for x in range(w): out[y, x] = src[y, w - 1 - x]
-
-@_njit
 def _one_pass(x, flip, shift, top, left, box, col, w_col, row, w_row, level, fill, out): # (n,3,h,w) bytes → floats
     h, w = x.shape[2:]
-    tmp, big, mirrored = np.empty((h, w), np.uint8), np.empty((h, w), np.uint8), np.empty((h, w), np.uint8)
+    tmp, big = np.empty((h, w), np.uint8), np.empty((h, w), np.uint8)
     there, back = np.arange(w), np.arange(w)[::-1].copy()
     for i in range(len(x)):
         t, l, at = top[i], left[i], back if flip[i] and not shift[i] else there
         for c in range(3):
             plane = x[i, c]
             if shift[i]:
-                if flip[i]: _mirror(plane, mirrored)
-                _across(mirrored if flip[i] else plane, col[l:l + w], w_col[l:l + w], tmp)
+                _across(plane, col[l:l + w], w_col[l:l + w], flip[i] != 0, tmp)
                 _down(tmp, row[t:t + h], w_row[t:t + h], big)
                 plane = big
             for y in range(h):
@@ -135,10 +147,10 @@ class _Memory:
             return torch.from_numpy(view)
 _memory = _Memory()
 
-# %% ../../nbs/data/38_cache.ipynb #c211a9e60
+# %% ../../nbs/data/38_cache.ipynb #dd6f48bd
 class OnePass(RandTransform):
     "Mirror, shift, normalise and erase a batch of bytes on the CPU, as Torchreid does it to each picture"
-    order, split_idx = 0, None
+    order, split_idx, takes_bytes = 0, None, True # in place of fastai's IntToFloatTensor
     def __init__(self,
         flip:float=.5,        # probability of mirroring
         translate:float=.5,   # probability of enlarging by an eighth and cutting the old size out
@@ -186,11 +198,11 @@ def apply(self:OnePass,
     _one_pass(x.contiguous().numpy(), *given, box.numpy(), *taps(w, round(w * 1.125)), *taps(h, round(h * 1.125)), self.levels, self.fill, out.numpy())
     return TensorImage(out)
 
-# %% ../../nbs/data/38_cache.ipynb #ecc42a9c
+# %% ../../nbs/data/38_cache.ipynb #c6fb8acfd
 _RECORD = np.dtype([('key', '<u8', 2), ('sig', '<i8', 4), ('check', '<u8'), ('used', '<u4'), ('_', '<u4')]) # 64 bytes
 _MOST = 2**20       # pictures in a file
 _START = 4096       # bytes before the records: two numbers, slots in use and replacements so far
-_Maps = namedtuple('_Maps', 'head rec pixels file') # of one open file; `used` alone is written through them
+_Maps = namedtuple('_Maps', 'head rec pixels inode') # of one file; `used` alone is written through them
 _DECODER = int.from_bytes(blake2b(f'{Image.__version__} {features.version("jpg")}'.encode(), digest_size=7).digest(), 'little')
 
 def _key(path): return blake2b(os.path.abspath(path).encode('utf-8', 'surrogateescape'), digest_size=16).digest()
@@ -210,14 +222,23 @@ def _checksum(words): # (n,) 8 bytes each
     for i in range(len(words)): s += (words[i] ^ np.uint64(0x9e3779b97f4a7c15)) * np.uint64(2 * i + 1)
     return s
 
-# %% ../../nbs/data/38_cache.ipynb #c6680e46f
+# %% ../../nbs/data/38_cache.ipynb #fdc9f665
+def _open(path): # as `open_image`; a plain JPEG, which needs no turning, no background and no conversion, without a copy
+    try:
+        with Image.open(path) as im:
+            if im.format == 'JPEG' and im.mode == 'RGB' and not {'exif', 'xmp'} & set(im.info):
+                im.load()
+                return im
+    except Exception: pass # `open_image` says what is wrong
+    return open_image(path)
+
 class ImageCache:
     "Pixels of image files at one size, on disk: decoded once, read by any number of processes"
     def __init__(self,
         size=(256, 128), # (h,w) of the pictures
         folder=None,     # a folder on a local disk; None: in $REID_NB_CACHE, or ~/.cache/reid_nb
         max_gb:float=4., # the most that the file may take; 1 GB holds 10,000 pictures of 256×128
-        open=open_image, # path → RGB image; another function needs another folder
+        open=_open,      # path → RGB image, by default as `open_image`; another function needs another folder
     ): # raises ValueError where there is no room for a picture
         self.size, self.folder, self.max_gb, self.open = tuple(map(int, size)), Path(folder or _home() / 'pixels'), max_gb, open
         self.n_slots = min(int(max_gb * 1e9) // self.nbytes_each, _MOST)
@@ -237,10 +258,10 @@ class ImageCache:
 
 def _home(): return Path(os.environ.get('REID_NB_CACHE') or Path.home() / '.cache' / 'reid_nb')
 
-# %% ../../nbs/data/38_cache.ipynb #c1176b184
+# %% ../../nbs/data/38_cache.ipynb #bdc66dd7
 @patch
 @contextmanager
-def _lock(self:ImageCache): # one writer at a time; a descriptor of its own for each turn, since forked processes share those they inherit
+def _lock(self:ImageCache): # one writer at a time; a descriptor of its own for each turn, since forked processes share those that they inherit
     try: import fcntl
     except ImportError: raise OSError('ImageCache needs file locks as Linux and macOS have them.') from None
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -256,8 +277,7 @@ def _map(self:ImageCache): # map the file, and make or enlarge it where that is 
     with open(self.path, 'ab') as f:
         if f.tell() < want: f.truncate(want)
     def view(dtype, at, shape, mode='r'): return np.asarray(np.memmap(self.path, dtype, mode, at, shape))
-    file = open(self.path, 'r+b', buffering=0)
-    self._maps = _Maps(view('<u8', 0, 2), view(_RECORD, _START, self.n_slots, 'r+'), view(np.uint8, start, (self.n_slots, 3, *self.size)), file)
+    self._maps = _Maps(view('<u8', 0, 2), view(_RECORD, _START, self.n_slots, 'r+'), view(np.uint8, start, (self.n_slots, 3, *self.size)), self.path.stat().st_ino)
     self._slot, self._seen, self._replaced, self._trusted = {}, 0, 0, np.zeros(self.n_slots, bool)
     self._refresh()
 
@@ -272,7 +292,7 @@ def _refresh(self:ImageCache): # learn which slots other processes have filled
         self._slot.update({keys[16 * i:16 * i + 16]: first + i for i in range(n - first)})
         self._seen, self._replaced = n, replaced
 
-# %% ../../nbs/data/38_cache.ipynb #c24848159
+# %% ../../nbs/data/38_cache.ipynb #cd23e1ff
 def _holds(maps, slot, keys, sigs): # is that picture, as it is today, in that slot? (n,) bool
     rec = maps.rec[slot]
     return (slot >= 0) & (rec['key'] == np.frombuffer(b''.join(keys), '<u8').reshape(-1, 2)).all(1) & (rec['sig'] == sigs).all(1)
@@ -283,17 +303,22 @@ def _find(self:ImageCache, maps, keys, sigs): # (n,) slots; -1: not there, or st
     return np.where(_holds(maps, slot, keys, sigs), slot, -1)
 
 @patch
-def _sound(self:ImageCache, maps, slot, out): # (n,) bool: not damaged, as far as this process hasn't looked before
-    ok = slot >= 0
+def _sound(self:ImageCache, maps, slot, ok, out): # `ok` without the damaged ones, which are struck out; those that were looked at before are trusted
     for i in np.flatnonzero(ok & ~self._trusted[slot]):
         ok[i] = self._trusted[slot[i]] = _checksum(_words(out[i])) == maps.rec['check'][slot[i]]
+        if not ok[i]:
+            with self._turn():
+                if self._maps is maps: self._put(bytes(_RECORD.itemsize), _START + int(slot[i]) * _RECORD.itemsize)
     return ok
+
+def _rows(x, rows): # x[rows], without a copy where they are side by side
+    return x[rows[0]:rows[-1] + 1] if len(rows) and list(rows) == list(range(rows[0], rows[-1] + 1)) else x[rows]
 
 def _words(x): # bytes, eight at a time
     x = x.reshape(-1)
     return (x if len(x) % 8 == 0 else np.concatenate([x, np.zeros(-len(x) % 8, np.uint8)])).view('<u8')
 
-# %% ../../nbs/data/38_cache.ipynb #c4c49600d
+# %% ../../nbs/data/38_cache.ipynb #c3393a06d
 @patch
 def read(self:ImageCache,
     paths,    # n image files
@@ -311,20 +336,20 @@ def read(self:ImageCache,
     out, hit = np.empty((len(paths), 3, *self.size), np.uint8) if out is None else out, slot >= 0
     if hit.all(): np.take(maps.pixels, slot, axis=0, out=out, mode='clip')
     else: out[hit] = maps.pixels[slot[hit]]
-    ok = _holds(maps, slot, keys, sigs) & self._sound(maps, slot, out)
+    ok = self._sound(maps, slot, _holds(maps, slot, keys, sigs), out)
     maps.rec['used'][slot[ok]] = int(time.time())
     missing = np.flatnonzero(~ok)
     for i in missing: pixels_of(self.open(paths[i]), out[i])
     self.hits, self.misses = self.hits + len(paths) - len(missing), self.misses + len(missing)
     still = [i for i in missing if _settled(sigs[i]) and _signature(paths[i]) == tuple(sigs[i])] # not written to meanwhile
-    if still and not self._full: self._keep([keys[i] for i in still], sigs[still], out[still])
+    if still and not self._full: self._keep([keys[i] for i in still], sigs[still], _rows(out, still))
     return out
 
-# %% ../../nbs/data/38_cache.ipynb #c05fe19c1
+# %% ../../nbs/data/38_cache.ipynb #a7cb6337
 @patch
 def _places(self:ImageCache, keys): # a slot for each of these new pictures; -1: no room. And the number of slots then in use
     rec, n = self._maps.rec, self._n_used()
-    out = [s if (s := self._slot.get(k, -1)) >= 0 and rec['key'][s].tobytes() == k else None for k in keys]
+    out = [s if (s := self._slot.get(k, -1)) >= 0 and rec['key'][s].tobytes() in (k, bytes(16)) else None for k in keys]
     fresh = iter(range(n, self.n_slots))
     out = [next(fresh, None) if s is None else s for s in out]
     if None in out:
@@ -335,12 +360,20 @@ def _places(self:ImageCache, keys): # a slot for each of these new pictures; -1:
         out = [next(old, -1) if s is None else s for s in out]
     return out, max(n, *(s + 1 for s in out))
 
-# %% ../../nbs/data/38_cache.ipynb #c9d60172a
+# %% ../../nbs/data/38_cache.ipynb #c5b11d6c9
+@patch
+@contextmanager
+def _turn(self:ImageCache): # to write: locked, up to date, and with the file open
+    with self._lock():
+        if not self.path.exists() or self.path.stat().st_ino != self._maps.inode: self._map() # another process has cleared it
+        self._refresh()
+        with open(self.path, 'r+b', buffering=0) as self._file: yield
+
 @patch
 def _put(self:ImageCache, data, at): # write bytes at a place of the file
     data = memoryview(data).cast('B')
     while data:
-        n = os.pwrite(self._maps.file.fileno(), data, at)
+        n = os.pwrite(self._file.fileno(), data, at)
         data, at = data[n:], at + n
 
 @patch
@@ -355,14 +388,12 @@ def _write(self:ImageCache, slots, keys, sigs, pixels): # ascending slots; the l
     self._slot.update(zip(keys, slots.tolist()))
     self._trusted[slots] = True
 
-# %% ../../nbs/data/38_cache.ipynb #c32672bb5
+# %% ../../nbs/data/38_cache.ipynb #d2ed2dc7
 @patch
 def _keep(self:ImageCache, keys, sigs, pixels):
     "Write pictures that are not there yet; what there is no room for is not kept, with a warning"
     try:
-        with self._lock():
-            if not self.path.exists() or self.path.stat().st_ino != os.fstat(self._maps.file.fileno()).st_ino: self._map() # cleared by another process
-            self._refresh()
+        with self._turn():
             absent = np.flatnonzero(self._find(self._maps, keys, sigs) < 0)
             new = list({keys[i]: i for i in absent}.values())
             if not new: return
@@ -370,7 +401,7 @@ def _keep(self:ImageCache, keys, sigs, pixels):
             order = [o for o in np.argsort(slots, kind='stable') if slots[o] >= 0]
             at, rows = np.array([slots[o] for o in order], np.int64), [new[o] for o in order]
             head = max(int(self._maps.head[0]), n), int(self._maps.head[1]) + sum(s < self._n_used() and self._slot.get(keys[i]) != s for i, s in zip(rows, at))
-            if rows: self._write(at, [keys[i] for i in rows], sigs[rows], pixels[rows])
+            if rows: self._write(at, [keys[i] for i in rows], sigs[rows], _rows(pixels, rows))
             self._put(np.array(head, '<u8'), 0)
             if -1 not in slots: return
             why = f'its {self.n_slots} places are taken; pass a larger max_gb than {self.max_gb}'
