@@ -195,6 +195,14 @@ def test_a_file_that_is_written_again_and_again_is_never_stale(tmp_path, cache):
     assert right(cache, [path]) == 1
 
 
+@pytest.mark.parametrize('written, age, kept', [(10**18 + 5, 1e6, 0), (10**18 + 5, 6e7, 1), (10**18, 6e7, 0), (10**18, 3e9, 1)])
+def test_a_file_is_kept_once_another_write_would_show_in_its_time(paths, cache, monkeypatch, written, age, kept):
+    monkeypatch.setattr(C, '_signature', lambda p: (1, written, written, 0)) # 10**18: a file system that keeps whole seconds
+    monkeypatch.setattr(time, 'time_ns', lambda: written + int(age))
+    right(cache, paths[:1])
+    assert len(cache) == kept
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path, paths):
     def open(p):
         im = Image.open(p).convert('RGB')
