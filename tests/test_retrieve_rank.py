@@ -343,7 +343,7 @@ def test_imports_little(module):
 
 def test_nothing_can_be_written(tmp_path):
     "numba refuses to import what it can't cache; a file in place of each cache folder stops even root"
-    shutil.copytree(ROOT/'reid_nb', tmp_path/'reid_nb', ignore=lambda d, names: [o for o in names if o not in ('retrieve', '__init__.py', 'core.py', *(f'{o}.py' for o in ('kernels', 'product', 'distance', 'protocol', 'single_shot', 'rank')))])
+    shutil.copytree(ROOT/'reid_nb', tmp_path/'reid_nb', ignore=lambda d, names: [o for o in names if o not in ('retrieve', '__init__.py', 'core.py', *(f'{o}.py' for o in ('kernels', 'product', 'distance', 'protocol', 'single_shot', 'tensors', 'rank')))])
     for o in ('reid_nb', 'reid_nb/retrieve'): (tmp_path/o/'__pycache__').write_text('no folder')
     code = 'import reid_nb.retrieve.rank as r; print(r.__file__, r._n_below.stats.cache_path, r.rank_stats([[.2, .1]], [1], [1, 2]).mAP)'
     out = run(code, tmp_path, HOME='/dev/null', XDG_CACHE_HOME='/dev/null', NUMBA_CACHE_DIR='/dev/null/x', PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE='1', NUMBA_OPT='0')
