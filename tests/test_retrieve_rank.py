@@ -270,6 +270,7 @@ def test_no_match_says_why(kw, says):
     (np.ones((2, 3)), dict(protocol='tracklet'), ReidError, 'needs the column tid on both sides'),
     (np.ones((2, 3)), dict(protocol='cross_camera_only'), ReidError, 'Pass `q_cam` and `g_cam`'),
     (np.array([['a', 'b', 'c']] * 2), {}, ReidError, 'Distances must be numbers'),
+    (np.ma.masked_less(np.eye(2, 3), .5), {}, ReidError, '4 values are masked'),
     (np.ones((2, 3)), dict(protocol=Protocol('odd', mask=lambda q, g: q['pid'] == g['pid'][:, :1])), ReidError, r'needed is bool of shape \(1, ')])
 def test_bad_input(dist, kw, error, says):
     with pytest.raises(error, match=says): rank_stats(dist, **{**dict(q_pid=[1, 2], g_pid=[1, 2, 2]), **kw})

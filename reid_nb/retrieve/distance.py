@@ -14,13 +14,14 @@ import numpy as np
 from ..core import ReidError
 from .product import N_G, N_Q, pack, pair_dist, tile_dist
 
-# %% ../../nbs/retrieve/25_distance.ipynb #c007a3bad
+# %% ../../nbs/retrieve/25_distance.ipynb #fa145a67
 def as_array(x):
     "Give `x` as a numpy array; a torch tensor, or a list of them, is detached and fetched from its device"
     if hasattr(x, 'detach'):
         x = x.detach().cpu()
         x = (x.float() if 'bfloat16' in str(x.dtype) else x).numpy()
     elif isinstance(x, (list, tuple)) and len(x) and hasattr(x[0], 'detach'): x = [as_array(o) for o in x]
+    if np.ma.is_masked(x): raise ReidError(f'{np.ma.count_masked(x)} values are masked, and a mask means nothing here. Give the pairs that are to take no part the distance inf, or name them in a protocol.')
     try: return np.asarray(x)
     except ValueError: raise ReidError('Found rows of different lengths where an array is needed. Features of queries and gallery go in as a tuple `(q_feat, g_feat)`.') from None
 
