@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import ReidError, atomic_path
+from ..core import ReidError, atomic_path, patch
 from .distance import METRICS, Ready, as_array, as_feats, dist_pairs, make_ready
 from .few import few_tiles
 from .nearest import Nearest
-from .results import patch, table_from_json, table_to_json
+from .results import table_from_json, table_to_json
 
 # %% ../../nbs/retrieve/40_search.ipynb #c526d79d7
 class Pieces:
