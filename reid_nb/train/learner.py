@@ -31,14 +31,14 @@ from ..retrieve.results import ReidResults
 from .callbacks import ReidEvalCallback, SeedCallback
 from .embed import embed_dl, rank_items
 
-# %% ../../nbs/train/20_learner.ipynb #c7b1a51f2
+# %% ../../nbs/train/20_learner.ipynb #e7860ba4
 def make_model(
     name:str,      # that `create_model` knows
     n_classes:int, # number of training identities
-    size,          # (h,w) of the images; transformers need to know it, OSNet doesn't
+    size,          # (h,w) of the images; transformers need to know it, and some networks take one size only
 ): # a model that keeps the contract of `create_model`
     "Make the model `name` for images of `size`"
-    return create_model(name, n_classes, **({} if name.startswith('osnet') else dict(size=tuple(size))))
+    return create_model(name, n_classes, size=tuple(size))
 
 # %% ../../nbs/train/20_learner.ipynb #c2a93e9f2
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs,lr')
