@@ -71,6 +71,6 @@ def test_msmt17_checkpoint(): # the real file: strict loading and the features t
     assert len(load_weights(model, path, strict=True).loaded) == 567
     torch.manual_seed(0)
     with torch.no_grad(): f = model.eval()(torch.rand(2, 3, 256, 128))
-    assert f[0, :8].tolist() == pytest.approx([1.340427, 5e-05, 0, 1.376523, .712591, 0, 1.033699, 2.321344], abs=2e-6)
-    assert f[1, :8].tolist() == pytest.approx([1.03942, 3.8e-05, 0, .79199, .727425, 0, 1.090155, 2.377567], abs=2e-6)
+    assert f[0, :8].tolist() == pytest.approx([1.340427, 5e-05, 0, 1.376523, .712591, 0, 1.033699, 2.321344], abs=2e-5)
+    assert f[1, :8].tolist() == pytest.approx([1.03942, 3.8e-05, 0, .79199, .727425, 0, 1.090155, 2.377567], abs=2e-5)
     assert f.norm(dim=1).tolist() == pytest.approx([26.00793, 26.33156], abs=2e-5)
