@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['layers_at', 'look', 'add_after', 'NonLocal', 'stages_of', 'add_nonlocal', 'IBN', 'NormAct', 'to_ibn', 'MixStyle',
-           'add_mixstyle']
+           'set_cams', 'add_mixstyle']
 
 # %% ../../nbs/models/23_blocks.ipynb #c19c414f0
 from fnmatch import fnmatchcase
@@ -191,7 +191,7 @@ def to_ibn(
         body.set_submodule(k, _ibn_of(m))
     return list(layers)
 
-# %% ../../nbs/models/23_blocks.ipynb #c3cf9fe4f
+# %% ../../nbs/models/23_blocks.ipynb #c049bb41e
 def _partners(n, cam, device): # for each row another one: any, or where cameras are known one of another camera
     if cam is None: return torch.randperm(n, device=device)
     cam = torch.as_tensor(cam, device=device)
@@ -207,17 +207,26 @@ class MixStyle(nn.Module):
         eps:float=1e-6,   # added to the variance
     ):
         super().__init__()
-        self.p, self.beta, self.eps, self.cam = p, torch.distributions.Beta(alpha, alpha), eps, None
+        self.p, self.alpha, self.eps, self.cam = p, alpha, eps, None
     def forward(self, x): # (n,c,h,w) to the same shape
         if not self.training or torch.rand(()) >= self.p: return x
         f = x.detach().float()
         mean, std = f.mean((2, 3), keepdim=True), (f.var((2, 3), correction=0, keepdim=True) + self.eps).sqrt()
-        lam, other = self.beta.sample((len(x), 1, 1, 1)).to(x.device), _partners(len(x), self.cam, x.device)
+        lam = torch.distributions.Beta(self.alpha, self.alpha).sample((len(x), 1, 1, 1)).to(x.device)
+        other = _partners(len(x), self.cam, x.device)
         scale = (lam * std + (1 - lam) * std[other]) / std
         return (x * scale + (lam * mean + (1 - lam) * mean[other] - mean * scale)).to(x.dtype)
-    def extra_repr(self): return f'p={self.p}, alpha={self.beta.concentration1.item():g}'
+    def extra_repr(self): return f'p={self.p}, alpha={self.alpha}'
 
-# %% ../../nbs/models/23_blocks.ipynb #c13aa16d3
+# %% ../../nbs/models/23_blocks.ipynb #c2c8597dc
+def set_cams(
+    body:nn.Module,
+    cam, # (n,) cameras of the next batch, -1 where unknown; None: partners from anywhere
+):
+    "Tell every `MixStyle` of `body` where the next batch comes from"
+    for m in body.modules():
+        if isinstance(m, MixStyle): m.cam = cam
+
 def add_mixstyle(
     body:nn.Module,   # changed in place
     at=None,          # patterns for `layers_at`; None: the end of the first two stages, as in the paper
