@@ -125,13 +125,14 @@ def complexity(
     if not only_conv_linear: df['madds'] += df.other
     return Complexity(int(params), int(df.madds.sum()), int(df.activations.sum()), df.drop(columns='other'), size)
 
-# %% ../../nbs/models/45_complexity.ipynb #c2b6ce29
-def _as_torchreid(model, df): # change the counts of `df`, and count the parameters: per call, in layers without children only
+# %% ../../nbs/models/45_complexity.ipynb #a93b307f
+_MULTIPLY, _NORM = (nn.modules.conv._ConvNd, nn.Linear), nn.modules.batchnorm._NormBase
+
+def _as_torchreid(model, df): # change the counts of `df`, and count the parameters: per call, of layers only
     params = 0
     for k, m in model.named_modules():
         if k not in df.index: continue
-        calls, leaf = df.calls[k], not any(m.children())
-        if not leaf or not isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)): df.loc[k, 'madds'] = 0
+        if not isinstance(m, _MULTIPLY): df.loc[k, 'madds'] = 0
         elif m.bias is not None: df.loc[k, 'madds'] += df.activations[k]
-        if leaf: params += calls * df.params[k]
+        if isinstance(m, (*_MULTIPLY, _NORM)) or not any(m.children()): params += df.calls[k] * df.params[k]
     return params

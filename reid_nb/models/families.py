@@ -5,16 +5,22 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'shapes_of', 'best_match']
 
-# %% ../../nbs/models/39_families.ipynb #cc928f1f
+# %% ../../nbs/models/39_families.ipynb #bc532a93
 from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from .osnet import osnet_x0_25, osnet_x0_5, osnet_x0_75, osnet_x1_0
+from .attention import ATTENTIONS
+from .classic import CLASSICS
+from .mudeep import MUDEEPS
+from .osnet import OSNETS
+from .osnet_ain import OSNETS_IN
+from .parts import PARTS
+from .small import SMALLS
 
-# %% ../../nbs/models/39_families.ipynb #c83459d57
-NETWORKS:dict[str, Callable] = dict(osnet_x1_0=osnet_x1_0, osnet_x0_75=osnet_x0_75, osnet_x0_5=osnet_x0_5, osnet_x0_25=osnet_x0_25)
+# %% ../../nbs/models/39_families.ipynb #d5c52af2
+NETWORKS:dict[str, Callable] = {**OSNETS, **OSNETS_IN, **CLASSICS, **SMALLS, **PARTS, **ATTENTIONS, **MUDEEPS} # name to a function of the number of classes
 
 # %% ../../nbs/models/39_families.ipynb #c937eb8aa
 @cache

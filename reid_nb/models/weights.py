@@ -71,7 +71,7 @@ def _state_of(obj, what): # the dictionary of tensors in `obj`
         raise ReidError(f'{what} holds {keys}, not weights. Pass a state dict, or a dictionary that has one under `state_dict` or `model`.')
     return {re.sub(r'^((module|_orig_mod)\.)+', '', k): o for k, o in found.items()}
 
-# %% ../../nbs/models/40_weights.ipynb #a9528af0
+# %% ../../nbs/models/40_weights.ipynb #e1031a23
 LAYOUTS = { # what wrote the file: (pattern, replacement) for the names of its tensors
     'this network': [],
     'a body of torchvision or timm': [(r'^', 'body.')],
@@ -79,12 +79,22 @@ LAYOUTS = { # what wrote the file: (pattern, replacement) for the names of its t
     'torchvision before 2018': [(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.')],
     'a DenseNet body before 2018': [(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.'), (r'^', 'body.')],
     "Torchreid's ancestor": [(r'^base\.0\.', 'conv1.'), (r'^base\.1\.', 'bn1.'), *[(rf'^base\.{i + 3}\.', f'layer{i}.') for i in range(1, 5)]],
+    "torchvision, for Torchreid's ancestor": [(r'^conv1\.', 'base.0.'), (r'^bn1\.', 'base.1.'), *[(rf'^layer{i}\.', f'base.{i + 3}.') for i in range(1, 5)]],
+    "torchvision's DenseNet, for Torchreid's ancestor": [(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.'), (r'^features\.', 'base.')],
     "Torchreid's ancestor, DenseNet": [(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.'), (r'^base\.', 'features.')],
     'bag of tricks': [(r'^base\.', 'body.'), (r'^bottleneck\.', 'neck.')],
     'fast-reid': [(r'^backbone\.', 'body.'), (r'^heads\.(bottleneck\.0|bnneck)\.', 'neck.'), (r'^heads\.pool_layer\.', 'pool.'), (r'^heads\.(classifier\.)?weight$', 'classifier.weight')],
 } # into an `Embedder` where names begin with body
 
+def _place_nonlocal(state): # fast-reid keeps its non-local blocks beside the stages: the last few blocks of a stage are followed by one each
+    def last(pattern): return max([int(m[1]) for k in state if (m := re.match(pattern, k))], default=-1)
+    def place(m):
+        first = last(rf'backbone\.layer{m[1]}\.(\d+)\.') - last(rf'backbone\.NL_{m[1]}\.(\d+)\.')
+        return f'backbone.layer{m[1]}.{first + int(m[2])}.non_local.'
+    return {re.sub(r'^backbone\.NL_(\d)\.(\d+)\.', place, k): o for k, o in state.items()}
+
 def _rename(state, layout): # the tensors under the names that `layout` leads to
+    if layout == 'fast-reid': state = _place_nonlocal(state)
     for a, b in LAYOUTS[layout]: state = {re.sub(a, b, k): o for k, o in state.items()}
     return state
 
@@ -159,7 +169,7 @@ def _body_filter(model, state): # a file for the body of an `Embedder`, as timm 
     try: return {k: o for k, o in convert(dict(state), body).items() if isinstance(o, torch.Tensor)}
     except Exception: return state # not a file for this body: what differs is said below
 
-# %% ../../nbs/models/40_weights.ipynb #c17b5461f
+# %% ../../nbs/models/40_weights.ipynb #c544a79c2
 def _look_at(model, own, found, heads): # (the file's tensors under their names here, a report)
     layout, state = _translate(own, found)
     if layout == 'a body of torchvision or timm': state = _rename(_body_filter(model, found), layout)
@@ -182,7 +192,7 @@ def _tolerated(model, own, state, report, heads, strict): # names that may diffe
 
 def _hint(model, own, state, wrong, heads): # what to do about names that differ
     if wrong and all(_within(k, heads) for k in wrong): return "pass strict='body' to leave the classifier out"
-    if any(k.startswith(('backbone.', 'heads.')) for k in state): return "it looks like a fast-reid checkpoint: load it into `Embedder('resnet50', …, last_stride=1)`, with the pooling, IBN and non-local blocks of its configuration"
+    if any(k.startswith(('backbone.', 'heads.')) for k in state): return "it looks like a fast-reid checkpoint: load it into `Embedder('resnet50', …, last_stride=1)`, with the pooling, IBN and non-local blocks of its configuration (those have one channel in the middle: `add_nonlocal(model.body, mid=1)`)"
     if (name := best_match(state)) is not None: return f'this looks like a file of {name}: make that with `create_model({name!r}, …)`'
     return 'make the model that the file was saved from'
 
