@@ -2,6 +2,7 @@
 import errno
 import gc
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from reid_nb.data import cache as C
 from reid_nb.data.augment import TORCHREID_FILL
 from reid_nb.data.block import ReidDataLoaders, image_dl
 from reid_nb.data.cache import ImageCache, OnePass, pixels_of, taps
+from reid_nb.data.own import open_image
 from reid_nb.data.samplers import RandomSampler
 
 SIZE, EACH = (64, 32), 3 * 64 * 32
@@ -128,6 +130,9 @@ def test_memory_is_used_again_and_never_while_somebody_holds_it():
     gc.collect()
     c = get((4, 5), np.float32)
     assert c.data_ptr() == where and get((4, 5), np.uint8).data_ptr() != where
+    del c
+    small = get((2, 3), np.float32) # as the last batch of an epoch: a part of a larger array
+    assert small.data_ptr() == where and small.shape == (2, 3) and small.is_contiguous()
     many = [get((2, i), np.uint8).fill_(i) for i in range(1, 9)]
     assert len(get.all) <= 3 and all((o == i).all() for i, o in enumerate(many, 1))
 
@@ -246,7 +251,7 @@ def test_what_nobody_reads_any_more_makes_room_oldest_first(paths, tmp_path):
     with pytest.warns(UserWarning, match='places are taken'): right(c, [paths[i] for i in (1, 3, 5)])
 
 
-def test_a_wider_bound_goes_on_and_a_tighter_one_starts_anew(paths, tmp_path):
+def test_bounds_that_differ_share_a_file_and_none_starts_anew(paths, tmp_path):
     a = bounded(tmp_path/'few', 6)
     right(a, paths[:6])
     b = bounded(tmp_path/'few', 12)
@@ -254,9 +259,20 @@ def test_a_wider_bound_goes_on_and_a_tighter_one_starts_anew(paths, tmp_path):
     a._full = False
     a._opened = 0
     with pytest.warns(UserWarning): assert right(a, paths) == 6 # it sees its own six places
-    assert right(b, paths) == 12
-    c = bounded(tmp_path/'few', 3)
-    assert right(c, paths[:3]) == 0 and len(c) == 3 and right(b, paths) == 12 # the old file lives as long as it is open
+    inode = b.path.stat().st_ino
+    for _ in range(2): # a tighter one, a wider one, in turn: all find everything
+        c = bounded(tmp_path/'few', 3)
+        assert right(c, paths) == 12 and len(c) == 12 and "12 of 12 pictures" in repr(c)
+        assert right(bounded(tmp_path/'few', 12), paths) == 12
+    new = paths[0].with_name('new.png') # the tighter one takes a place that is there, and lets the file be as large as it is
+    noise(77).save(new)
+    rest(new)
+    size = c.path.stat().st_size
+    c._opened += 3600
+    assert right(c, [new]) == 0 and right(c, [new]) == 1 and len(c) == 12
+    assert (c.path.stat().st_size, c.path.stat().st_ino) == (size, inode)
+    c.clear()
+    assert bounded(tmp_path/'few', 3).path.stat().st_size == size - 9 * EACH
 
 
 def test_cleared_by_another_process(paths, cache, tmp_path):
@@ -277,6 +293,67 @@ def test_damage_is_noticed_by_the_next_process(paths, cache, tmp_path):
         f.write(bytes(EACH))
     again = ImageCache(SIZE, tmp_path/'cache')
     assert right(again, paths) == 10 and right(again, paths) == 12 and right(ImageCache(SIZE, tmp_path/'cache'), paths) == 12
+
+
+def test_small_pictures_take_the_room_of_their_own_pixels(paths, tmp_path):
+    size, files = (256, 128), [tmp_path/f'small{i}.bmp' for i in range(40)]
+    for i, f in enumerate(files): noise(i, 128, 64).save(f)
+    rest(*files)
+    c = ImageCache(size, tmp_path/'small')
+    for n in (0, 40):
+        hits = c.hits
+        for x, f in zip(c.read(files), files, strict=True): np.testing.assert_array_equal(x, want(f, size))
+        assert c.hits - hits == n
+    assert c.disk_mb() < 40 * 3 * 128 * 64 / 1e6 + .1
+    mixed, hits = [*paths[:3], *files[:3], *paths[3:6], files[0]], c.hits # of many sizes in a batch, some there and some not
+    for x, f in zip(c.read(mixed), mixed, strict=True): np.testing.assert_array_equal(x, want(f, size))
+    assert c.hits - hits == 4
+    for x, f in zip(ImageCache(size, tmp_path/'small').read(mixed), mixed, strict=True): np.testing.assert_array_equal(x, want(f, size))
+
+
+def test_a_record_with_a_wild_size_is_no_picture(paths, cache, tmp_path):
+    right(cache, paths)
+    for hw in ((0, 0), (65535, 65535), (64, 33), (1, 1)):
+        cache._maps.rec['hw'][4] = hw
+        again = ImageCache(SIZE, tmp_path/'cache')
+        assert right(again, paths) == 11 and right(again, paths) == 12
+
+
+def jpeg(im, **kw):
+    im.save(f := io.BytesIO(), 'JPEG', **kw)
+    return f.getvalue()
+
+
+TURNED = Image.Exif()
+TURNED[0x112] = 6
+JPEGS = {'plain': jpeg(noise(0)), 'subsampled': jpeg(noise(1, 47, 23), subsampling=2), 'progressive': jpeg(noise(2), progressive=True), 'turned': jpeg(noise(3), exif=TURNED), 'rgb inside': jpeg(noise(4), keep_rgb=True),
+         'grey': jpeg(noise(5).convert('L')), 'cmyk': jpeg(noise(6).convert('CMYK')), 'comment': jpeg(noise(7), comment=b'\xff\xc0 no frame'), 'more': jpeg(noise(8)) + b'after the end'}
+
+
+@pytest.mark.parametrize('kind', JPEGS)
+def test_jpegs_are_read_as_by_open_image(tmp_path, kind):
+    (tmp_path/'a.jpg').write_bytes(JPEGS[kind])
+    np.testing.assert_array_equal(np.asarray(C._open(tmp_path/'a.jpg')), np.asarray(open_image(tmp_path/'a.jpg')))
+    assert (C._plain(JPEGS[kind]) is None) == (kind in ('turned', 'grey', 'cmyk', 'rgb inside'))
+
+
+def test_damaged_jpegs_give_the_pixels_of_open_image_or_its_error(tmp_path):
+    rng, ends = np.random.default_rng(0), {True: 0, False: 0}
+    whole, f = jpeg(noise(0).resize((64, 128))), tmp_path/'a.jpg'
+    for i in range(300):
+        raw, at = bytearray(whole), int(rng.integers(2, len(whole)))
+        if i % 4 == 0: raw = raw[:at]
+        elif i % 4 == 1: raw[at:at + int(rng.integers(1, 200))] = b''
+        elif i % 4 == 2: raw[at] = int(rng.integers(256))
+        else: raw[int(rng.integers(630))] = int(rng.integers(256))
+        f.write_bytes(raw)
+        def pixels(open):
+            try: return np.asarray(open(f))
+            except ReidError: return None
+        a, b = pixels(C._open), pixels(open_image)
+        assert (a is None) == (b is None) and np.array_equal(a, b)
+        ends[a is None] += 1
+    assert min(ends.values()) > 50
 
 
 def test_a_full_disk_is_a_warning_and_pictures_are_right(paths, cache, monkeypatch):
@@ -393,6 +470,17 @@ def test_one_pass_in_a_loader(items, cache):
     plain = loaders(items)
     for (x,), (y,) in zip(dls.valid, plain.valid, strict=True): assert torch.equal(x, y) # validation: to the bit
     assert dls.show_batch() is not None
+
+
+def test_the_memory_of_a_batch_is_free_as_soon_as_nobody_holds_it(items, cache):
+    dls = loaders(items, cache=cache, tfms=[OnePass()])
+    epochs(dls, 1)
+    gc.collect()
+    gc.disable() # a cycle, such as a traceback, would wait for it
+    try:
+        for x, y in dls.train: del x, y
+        assert not [o for o in gc.get_objects() if type(o) is TensorImage]
+    finally: gc.enable()
 
 
 def test_options_that_do_not_fit(items, cache):
