@@ -6,11 +6,12 @@
 __all__ = ['open_image', 'ResizeTo', 'ReidImageBlock', 'PersonCategory', 'PIDBlock', 'reid_datasets', 'image_datasets',
            'image_dl', 'ReidDataLoaders', 'show_identities']
 
-# %% ../../nbs/data/40_block.ipynb #c62dd08c3
+# %% ../../nbs/data/40_block.ipynb #c260e12d6
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, ItemGetter, ToTensor
@@ -20,7 +21,7 @@ from fastcore.basics import patch
 from fasttransform import ItemTransform, Transform
 from PIL import Image
 
-from ..core import ReidError, check_items, rows_of
+from ..core import ReidError, as_items, check_items, rows_of
 from .augment import reid_tfms
 from .cache import CachedDL
 from .own import open_image as open_rgb
@@ -76,17 +77,28 @@ def reid_datasets(
     block = DataBlock(blocks=(ReidImageBlock, PIDBlock(vocab)), getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda o: (list(range(len(o))), []))
     return block.datasets(_rows(items))
 
-# %% ../../nbs/data/40_block.ipynb #ededb46c
+# %% ../../nbs/data/40_block.ipynb #bfd16126
 def image_datasets(
     items, # item table; only its paths are used
 ) -> Datasets: # of (image,), treated as validation: batch transforms that augment leave them alone
     "Make fastai `Datasets` of images without labels"
     return Datasets(list(items.path), tfms=[[open_image]], splits=([], list(range(len(items)))), n_inp=1, do_setup=False).valid
 
-def _loader_args(size, tfms, num_workers, cache=None): # what training and evaluation loaders share
+def _labelled(items): # `items`, typed; or an error where it has training rows without labels
+    items = as_items(items, sort=False)
+    train = rows_of(items, 'train')
+    if n := (train.pid == -1).sum():
+        raise ReidError(f'{n} of {len(train)} training rows are without labels (pid -1). Give labelled rows here, and add those without by `dls.with_targets(rows)` (`reid_nb.data.targets`); '
+                        'or write into `pid` what a method has found out, and drop the rest.')
+    return items
+
+def _loader_args(size, tfms, num_workers, cache=None, device='cpu'): # what training and evaluation loaders share
     if cache is not None and not hasattr(cache, 'read'): raise ValueError(f'`cache` must be an `ImageCache(size={tuple(size)})`, not {cache!r}.')
     if cache is not None and cache.size != tuple(size): raise ValueError(f'The cache holds pictures of {cache.size}, and the loaders want {tuple(size)}. Make an `ImageCache(size={tuple(size)})`.')
-    to_float = [] if any(getattr(o, 'takes_bytes', False) for o in tfms) else [IntToFloatTensor()]
+    bytes_only = [type(o).__name__ for o in tfms if getattr(o, 'takes_bytes', False)]
+    if bytes_only and torch.device(device).type != 'cpu':
+        raise ValueError(f'{bytes_only[0]} changes bytes on the CPU, and these loaders bring batches to {device}. There, batch transforms cost little: `tfms=reid_tfms(…)`. Or pass `device=\'cpu\'`.')
+    to_float = [] if bytes_only else [IntToFloatTensor()]
     return dict(after_item=[ResizeTo(size), ToTensor()], after_batch=[*to_float, *tfms], num_workers=num_workers)
 
 def image_dl(
@@ -101,7 +113,7 @@ def image_dl(
     kw = _loader_args(size, reid_tfms(0, 0), num_workers, cache)
     return CachedDL(image_datasets(items), bs=bs, device=default_device() if device is None else device, **kw).use_cache(cache)
 
-# %% ../../nbs/data/40_block.ipynb #c844edbdb
+# %% ../../nbs/data/40_block.ipynb #d8ef9ad5
 class _TrainDL(CachedDL, SampledDL): pass
 class _PKTrainDL(CachedDL, PKDataLoader): pass
 
@@ -122,16 +134,17 @@ class ReidDataLoaders(DataLoaders):
         sampler=None,         # makes a `ReidSampler` of the training rows, `sampler(rows)`, or is one; None: PK batches, p identities with k images
     ): # raises `ReidError` where `items` can't be trained on and evaluated
         "Make loaders from an item table"
-        items = check_items(items, paths='none')
+        device = default_device() if device is None else torch.device(device)
+        items = check_items(_labelled(items), paths='none')
         train, test = rows_of(items, 'train'), rows_of(items, 'query', 'gallery')
         ds = reid_datasets(train)
-        kw = _loader_args(size, reid_tfms() if tfms is None else tfms, num_workers, cache)
+        kw = _loader_args(size, reid_tfms() if tfms is None else tfms, num_workers, cache, device)
         number = {o: i for i, o in enumerate(ds.vocab)}
         labels = [number[o[1]] for o in _rows(train)]
         chosen = PKSampler(labels, p, k) if sampler is None else sampler_of(sampler, train)
         train_dl = (_PKTrainDL if isinstance(chosen, PKSampler) else _TrainDL)(ds.train, sampler=chosen, **kw).use_cache(cache, labels)
         valid_dl = CachedDL(image_datasets(test), bs=bs, **kw).use_cache(cache)
-        dls = cls(train_dl, valid_dl, path=path, device=default_device() if device is None else device)
+        dls = cls(train_dl, valid_dl, path=path, device=device)
         dls.items, dls.test_items, dls.size = train, test, tuple(size)
         return dls
 
