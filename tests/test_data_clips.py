@@ -1,5 +1,6 @@
 "Clips of tracklets: which frames, in which order, changed together, batched and masked, whatever the number of workers"
 import random
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from fastai.vision.augment import Flip
 from PIL import Image
 from reid_nb.core import ReidError, make_items, rows_of
 from reid_nb.data.augment import PerImage, RandomFlip, RandomTranslate, reid_tfms
-from reid_nb.data.block import PIDBlock, open_image
+from reid_nb.data.block import PIDBlock
+from reid_nb.data.own import open_image
 from reid_nb.data.clips import (CLIPS, PADS, ClipBlock, ClipDL, ClipToTensor, ForClips, OpenClip, TensorClip, TrackletDataLoaders, TrackletPlayer, clip_dl, clip_index, clip_rows,
                                 clip_tfms, first_time, frame_rows, mean_by_walk, show_tracklets, windows)
 from reid_nb.data.combine import combine
 from reid_nb.data.samplers import RandomIdentitySampler
+from reid_nb.data.synth import synth_people
 
 LENGTHS = 1, 2, 5, 9, 13
 
@@ -267,3 +270,38 @@ def test_a_broken_frame_is_named(walks, tmp_path, workers):
 def test_pictures_among_tracklets(walks):
     pictures = walks.drop(columns='frames').assign(dset='pictures', path=walks.path + '.jpg')
     with pytest.raises(ReidError, match=r'are pictures, not tracklets: their `frames` are missing, first row \d+'): loaders(combine(walks, pictures))
+
+# ---- from a cache
+
+
+def test_clips_from_a_cache_are_those_of_the_files(tmp_path):
+    from reid_nb.data.cache import ImageCache, OnePass
+    items = synth_people(tmp_path/'walks', n_ids=6, n_cams=2, tracklets=True, n_frames=6, distractors=0, junk=0, size=(64, 32))
+    time.sleep(.06)
+    cache = ImageCache((96, 48), tmp_path/'cache')
+    def make(**kw): return TrackletDataLoaders.from_items(items, size=(96, 48), t=4, p=2, k=2, device='cpu', mask=True, how='evenly', **kw)
+    plain = make(tfms=[])
+    for workers in (0, 2):
+        quick = make(tfms=[], cache=cache, num_workers=workers)
+        for _ in range(2):
+            for a, b in zip(plain.valid, quick.valid, strict=True): assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    frames = {f for fs in items.frames[items.split != 'train'] for f in fs}
+    assert 0 < len(cache) <= len(frames) and cache.hits > 0
+    for dls in (plain, quick): dls.train.rng.seed(0)
+    for a, b in zip(plain.train, quick.train, strict=True): assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for a, b in zip(clip_dl(items[:3], (96, 48), t=4, device='cpu'), clip_dl(items[:3], (96, 48), t=4, device='cpu', cache=cache), strict=True): assert torch.equal(a[0], b[0])
+    hits = cache.hits
+    assert torch.equal(plain.items_dl(items[:3]).one_batch()[0], make(tfms=[], cache=cache).items_dl(items[:3]).one_batch()[0]) and cache.hits > hits
+    x, _, _ = make(cache=cache, tfms=[OnePass(flip=0., translate=0., erase=1., fill=9.)]).train.one_batch() # bytes, changed alike in all frames
+    box = (x == 9).all(2)
+    assert x.dtype == torch.float32 and box.flatten(1).any(1).all() and (box == box[:, :1]).all()
+
+
+def test_caches_that_do_not_fit_clips(tmp_path):
+    from reid_nb.data.cache import ImageCache
+    items = synth_people(tmp_path/'walks', n_ids=4, n_cams=2, tracklets=True, n_frames=3, distractors=0, junk=0, size=(64, 32))
+    cache = ImageCache((96, 48), tmp_path/'cache')
+    for make in (TrackletDataLoaders.from_items, clip_dl):
+        with pytest.raises(ValueError, match='holds pictures of .96, 48., and the loaders want .64, 32.'): make(items, size=(64, 32), cache=cache)
+        with pytest.raises(ValueError, match='must be an `ImageCache'): make(items, size=(96, 48), cache='here')
+        with pytest.raises(ValueError, match='opened by the cache'): make(items, size=(96, 48), cache=cache, open=lambda p: None)

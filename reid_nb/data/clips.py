@@ -8,7 +8,7 @@ __all__ = ['CLIPS', 'PADS', 'clip_index', 'first_time', 'windows', 'clip_rows', 
            'clip_datasets', 'ClipDL', 'SampledClipDL', 'clip_dl', 'TrackletDataLoaders', 'TrackletPlayer',
            'show_tracklets']
 
-# %% ../../nbs/data/45_clips.ipynb #c09424927
+# %% ../../nbs/data/45_clips.ipynb #c48f23fa0
 import base64
 import io
 import random
@@ -34,7 +34,9 @@ from PIL import Image, ImageDraw
 
 from ..core import ReidError, atomic_path, check_items, rows_of
 from .augment import PerImage, reid_tfms
-from .block import PIDBlock, ReidDataLoaders, open_image
+from .block import PIDBlock, ReidDataLoaders
+from .cache import check_cache, take_bytes
+from .own import open_image
 from .samplers import PKSampler, SampledDL, sampler_of
 
 # %% ../../nbs/data/45_clips.ipynb #c7d7ae6da
@@ -143,7 +145,7 @@ def mean_by_walk(
     np.add.at(out, walk, feats)
     return (out / n[:, None]).astype(np.float32)
 
-# %% ../../nbs/data/45_clips.ipynb #c488a3384
+# %% ../../nbs/data/45_clips.ipynb #d8d9fe6d
 class Clip(list):
     "Images of a clip in order; `index` (t,) says which frames they are, `mask` (t,) where they are no repetitions"
     index = mask = None
@@ -158,11 +160,16 @@ class OpenClip(Transform):
         how='evenly',      # as in `clip_index`
         pad=None,          # as in `clip_index`
         open:Callable=open_image, # of a path → an RGB image
-    ): self.t, self.how, self.pad, self.open, self.rng = t, how, pad, open, None # a loader sets `rng` for each item
+        cache=None,        # an `ImageCache` to take pixels from instead
+    ): self.t, self.how, self.pad, self.open, self.cache, self.rng = t, how, pad, open, cache, None # a loader sets `rng` for each item
+
+    def images(self, paths): # of all frames at once: images, or from a cache tensors of its size
+        return [self.open(p) for p in paths] if self.cache is None else torch.from_numpy(self.cache.read(paths)).unbind()
 
     def encodes(self, frames):
         index = clip_index(len(frames), self.t, self.how, self.pad, self.rng)
-        images = {i: self.open(frames[i]) for i in dict.fromkeys(index.tolist())}
+        once = list(dict.fromkeys(index.tolist()))
+        images = dict(zip(once, self.images([frames[i] for i in once])))
         clip = Clip(images[i] for i in index.tolist())
         clip.index, clip.mask = index, first_time(index)
         return clip
@@ -171,8 +178,11 @@ class ClipToTensor(Transform):
     "Resize the frames of a clip to `size` = (h,w), bilinear, and stack them"
     def __init__(self, size): self.size = tuple(size)[::-1]
 
+    def _tensor(self, o): # (3,h,w); what comes from a cache has its size
+        return o if isinstance(o, torch.Tensor) else image2tensor(o if o.size == self.size else o.resize(self.size, Image.Resampling.BILINEAR))
+
     def encodes(self, clip:Clip):
-        frames = {id(o): image2tensor(o if o.size == self.size else o.resize(self.size, Image.Resampling.BILINEAR)) for o in clip}
+        frames = {id(o): self._tensor(o) for o in clip}
         out = TensorClip(torch.stack([frames[id(o)] for o in clip]))
         out.mask = torch.from_numpy(clip.mask)
         return out
@@ -224,23 +234,24 @@ def clip_tfms(
     def knows_clips(o): return isinstance(o, (Normalize, IntToFloatTensor, ForClips)) or isinstance(o, PerImage) and per == 'clip'
     return [o if knows_clips(o) else ForClips(o, per) for o in tfms]
 
-# %% ../../nbs/data/45_clips.ipynb #c3c9f8b6c
+# %% ../../nbs/data/45_clips.ipynb #c2dcc6846
 def ClipBlock(
     size=(256, 128), # (h,w) of the frames
     t:int=8,         # frames of a clip
     how='evenly',    # as in `clip_index`
     pad=None,        # as in `clip_index`
     open:Callable=open_image, # of a path → an RGB image
+    cache=None,      # an `ImageCache` of this size
 ): # a fastai `TransformBlock`
     "Clips of tracklets"
-    return TransformBlock(type_tfms=OpenClip(t, how, pad, open), item_tfms=ClipToTensor(size), batch_tfms=IntToFloatTensor)
+    return TransformBlock(type_tfms=OpenClip(t, how, pad, open, cache), item_tfms=ClipToTensor(size), batch_tfms=IntToFloatTensor)
 
 def _walks(items): return list(zip(items.frames, zip(items.dset.astype(str), items.pid)))
 
 def tracklet_datasets(
     items:pd.DataFrame, # rows of an item table with `frames`
     vocab=None,         # list of (dset, pid); None: those of `items`
-    **kwargs,           # of `OpenClip`: t, how, pad, open
+    **kwargs,           # of `OpenClip`: t, how, pad, open, cache
 ) -> Datasets: # of (clip, class number), all in the training subset
     "Make fastai `Datasets` from tracklets"
     _need_frames(items)
@@ -249,7 +260,7 @@ def tracklet_datasets(
 
 def clip_datasets(
     items:pd.DataFrame, # item table; only `frames` is used
-    **kwargs,           # of `OpenClip`: t, how, pad, open
+    **kwargs,           # of `OpenClip`: t, how, pad, open, cache
 ) -> Datasets: # of (clip,), treated as validation
     "Make fastai `Datasets` of clips without labels"
     _need_frames(items)
@@ -295,9 +306,12 @@ class SampledClipDL(_ClipLoading, SampledDL):
         seed = self.entropy if isinstance(self.entropy, list) else [self.entropy or 0]
         return [(o, [*seed, start + i, o]) for i, o in enumerate(rows)]
 
-# %% ../../nbs/data/45_clips.ipynb #a7253c03
-def _clip_args(size, tfms, per, num_workers): # what training and evaluation loaders share
-    return dict(after_item=[ClipToTensor(size)], after_batch=[IntToFloatTensor(), *clip_tfms(tfms, per)], num_workers=num_workers)
+# %% ../../nbs/data/45_clips.ipynb #c29997dd0
+def _clip_args(size, tfms, per, num_workers, cache, device, open): # what training and evaluation loaders share
+    check_cache(cache, size)
+    if cache is not None and open is not open_image: raise ValueError('With a cache, files are opened by the cache: give the function to it, `ImageCache(size, folder, open=…)`.')
+    to_float = [] if take_bytes(tfms, device) else [IntToFloatTensor()]
+    return dict(after_item=[ClipToTensor(size)], after_batch=[*to_float, *clip_tfms(tfms, per)], num_workers=num_workers)
 
 def clip_dl(
     items:pd.DataFrame, # item table; only `frames` is used
@@ -310,13 +324,14 @@ def clip_dl(
     num_workers:int=0,  # processes that read images
     device=None,        # None: fastai's default
     open:Callable=open_image, # of a path → an RGB image
+    cache=None,         # an `ImageCache` of this size; None: files are decoded each time
 ) -> TfmdDL: # batches of (clips (n,t,3,h,w), [mask (n,t)]), normalised, in the table's order
     "Load clips for a model in evaluation"
-    ds = clip_datasets(items, t=t, how=how, pad=pad, open=open)
-    kw = _clip_args(size, reid_tfms(0, 0), 'clip', num_workers)
-    return ClipDL(ds, mask=mask, bs=bs, device=default_device() if device is None else device, **kw)
+    device = default_device() if device is None else device
+    kw = _clip_args(size, reid_tfms(0, 0), 'clip', num_workers, cache, device, open)
+    return ClipDL(clip_datasets(items, t=t, how=how, pad=pad, open=open, cache=cache), mask=mask, bs=bs, device=device, **kw)
 
-# %% ../../nbs/data/45_clips.ipynb #c35878be5
+# %% ../../nbs/data/45_clips.ipynb #c3472cd3a
 class TrackletDataLoaders(ReidDataLoaders):
     "PK batches of clips of the training rows, and clips of query + gallery rows"
     @classmethod
@@ -338,16 +353,18 @@ class TrackletDataLoaders(ReidDataLoaders):
         path='.',             # where a learner saves models
         device=None,          # None: fastai's default
         open:Callable=open_image, # of a path → an RGB image
+        cache=None,           # an `ImageCache` of this size; None: files are decoded each time
     ): # raises `ReidError` where `items` can't be trained on and evaluated
         "Make loaders from a table of tracklets"
         items = check_items(items, paths='none')
         train, test = rows_of(items, 'train'), rows_of(items, 'query', 'gallery')
-        ds = tracklet_datasets(train, size=size, t=t, how=how, pad=pad, open=open)
-        kw = _clip_args(size, reid_tfms() if tfms is None else tfms, per, num_workers)
+        device, opens = default_device() if device is None else device, dict(t=t, pad=pad, open=open, cache=cache)
+        kw = _clip_args(size, reid_tfms() if tfms is None else tfms, per, num_workers, cache, device, open)
+        ds = tracklet_datasets(train, size=size, how=how, **opens)
         chosen = PKSampler(train, p, k) if sampler is None else sampler_of(sampler, train)
         train_dl = SampledClipDL(ds.train, sampler=chosen, mask=mask, **kw)
-        valid_dl = ClipDL(clip_datasets(test, t=t, how=test_how, pad=pad, open=open), mask=mask, bs=bs, **kw)
-        dls = cls(train_dl, valid_dl, path=path, device=default_device() if device is None else device)
+        valid_dl = ClipDL(clip_datasets(test, how=test_how, **opens), mask=mask, bs=bs, **kw)
+        dls = cls(train_dl, valid_dl, path=path, device=device)
         dls.items, dls.test_items, dls.size = train, test, tuple(size)
         return dls
 
@@ -357,7 +374,7 @@ class TrackletDataLoaders(ReidDataLoaders):
     ) -> TfmdDL: # batches of (clips, [mask]), in the table's order, as in evaluation
         "Make an evaluation loader for `items`"
         o = self.valid.opener
-        return self.valid.new(clip_datasets(items, t=o.t, how=o.how, pad=o.pad, open=o.open), **kwargs)
+        return self.valid.new(clip_datasets(items, t=o.t, how=o.how, pad=o.pad, open=o.open, cache=o.cache), **kwargs)
 
 # %% ../../nbs/data/45_clips.ipynb #c1cb42748
 _TITLE = 13 # pixels above each row of the sheet

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LENGTHS', 'TargetBatch', 'TargetDL', 'target_datasets', 'PairedDL', 'TargetCallback']
 
-# %% ../../nbs/data/42_targets.ipynb #c9bf6a55a
+# %% ../../nbs/data/42_targets.ipynb #c93acc7b
 import random
 
 import numpy as np
@@ -18,12 +18,12 @@ from fastai.torch_core import TensorCategory
 from fastcore.basics import GetAttr
 
 from ..core import ReidError, patch
-from .block import ReidDataLoaders, open_image
+from .block import ReidDataLoaders, open_pil
 from .cache import CachedDL
 from .combine import unlabelled
 from .samplers import RandomSampler, SampledDL, sampler_of
 
-# %% ../../nbs/data/42_targets.ipynb #d1095283
+# %% ../../nbs/data/42_targets.ipynb #dde65536
 class TargetBatch(tuple):
     "Pictures without labels: `x` (n,3,h,w), `cam` (n,) numbers of their (dset, cam) pairs, -1 where unknown, and `row` (n,), places in the loader's `items`"
     x, cam, row = (property(lambda self, i=i: self[i]) for i in range(3))
@@ -37,7 +37,7 @@ def target_datasets(
     items:pd.DataFrame, # item table; only its paths are used
 ) -> Datasets: # of (image, row), in the training subset: batch transforms augment them
     "Make fastai `Datasets` of images and their places in the table"
-    tfms = [[ItemGetter(0), open_image], [ItemGetter(1), _number]]
+    tfms = [[ItemGetter(0), open_pil], [ItemGetter(1), _number]]
     return Datasets(list(zip(items.path, range(len(items)))), tfms=tfms, splits=(list(range(len(items))), []), do_setup=False).train
 
 def _camera_numbers(items): # (n,) long: a number from 0 for each (dset, cam), sorted; -1 without a camera

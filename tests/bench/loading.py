@@ -8,7 +8,7 @@ the batches. Everybody reads the same JPEGs of 64x128 (drawn people, of the size
 probabilities and its fill, on one thread and without worker processes, in batches of 64 in random order. CPU time is that of the process, per picture, imports and compilation excluded.
 Every measurement runs in a process of its own; methods take turns.
 first epoch: the cache is empty, and is filled. later: from the cache, which is memory-mapped, with a look at each file's size and times.
-Torchreid's translation enlarges twice, from 64x128 to 128x256 and from there to 144x288. Ours does the same: the first time for the cache, the second time in `OnePass`, and rounds as Pillow does.
+Torchreid's translation enlarges twice, from 64x128 to 128x256 and from there to 144x288. Ours does the same: the first time when it reads from the cache, the second time in `OnePass`, and rounds as Pillow does.
 Compared are therefore (1) the pictures of the test transform, bit by bit, (2) those of the training transform, bit by bit, given the random numbers that Torchreid drew, and (3) the distribution of
 training pixels when both draw for themselves, by Kolmogorov-Smirnov tests, with three wrong pipelines that the tests have to notice.
 Other processes distort even the CPU time: run it on an idle machine, and trust ratios of one run.
