@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'FEW', 'few_tiles']
 
-# %% ../../nbs/retrieve/29_few.ipynb #b5a7cca5
+# %% ../../nbs/retrieve/29_few.ipynb #c405ba2f
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
@@ -13,13 +13,11 @@ from numba.extending import intrinsic
 
 from .distance import Ready, dist_tiles
 from .kernels import cached_njit, is_forked
-from .product import FMA
+from .product import _mul_add
 
-# %% ../../nbs/retrieve/29_few.ipynb #c9fc3873e
+# %% ../../nbs/retrieve/29_few.ipynb #c257e5868
 ROWS = 8 # of the gallery, side by side
 _F32, _I64 = ir.FloatType(), ir.IntType(64)
-
-def _mul_add(bld, a, b, c): return bld.fma(a, b, c) if FMA else bld.fadd(bld.fmul(a, b), c) # a * b + c, as in a tile
 
 @intrinsic
 def _rows(typing, q, x, scale, out, d): # products of q (d,) with the first ROWS rows of x (n, d), each times its scale

@@ -24,7 +24,7 @@ def _register_shape(): # numbers per register, queries per block, registers per 
 LANES, N_Q, N_REG, FMA = _register_shape()
 N_G = LANES * N_REG # gallery items per block
 
-# %% ../../nbs/retrieve/15_product.ipynb #c7ea4b01b
+# %% ../../nbs/retrieve/15_product.ipynb #fd2898d4
 _VEC, _I64 = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
 
 def _spread(bld, x): # the same number in all places of a register
@@ -37,8 +37,9 @@ def _at(bld, p, i, stride=1): # address of number `i * stride` from `p`
 def _load(bld, p, i): # a register of numbers from place `i` of `p`
     return bld.load(bld.bitcast(bld.gep(p, [i]), _VEC.as_pointer()), align=4)
 
-def _mul_add(bld, a, b, c): # a * b + c
+def _mul_add(bld, a, b, c): # a * b + c, of numbers or of registers of them
     if not FMA: return bld.fadd(bld.fmul(a, b), c)
+    if a.type != _VEC: return bld.fma(a, b, c) # llvmlite's own knows no registers
     return bld.call(cgutils.get_or_insert_function(bld.module, ir.FunctionType(_VEC, [_VEC] * 3), f'llvm.fma.v{LANES}f32'), [a, b, c])
 
 # %% ../../nbs/retrieve/15_product.ipynb #c1ce7187f
