@@ -55,7 +55,7 @@ class SoftAttention(nn.Module):
         self.spatial_attn, self.channel_attn, self.conv = SpatialAttention(), ChannelAttention(nf), ConvBias(nf, nf)
     def forward(self, x): return self.conv(self.spatial_attn(x) * self.channel_attn(x)).sigmoid()
 
-# %% ../../nbs/models/32_attention.ipynb #c96916889
+# %% ../../nbs/models/32_attention.ipynb #c5e995a83
 class HardAttention(nn.Module):
     "Where four regions stand: (n,c,h,w) to the centres (n,4,2), as (x,y) from -1 (left, top) to 1"
     def __init__(self,
@@ -74,8 +74,9 @@ def cut_region(
     align_corners:bool=False,  # does -1…1 go from the middle of the first row to the middle of the last? otherwise from edge to edge
 ) -> torch.Tensor: # (n,c,*size); what lies outside of the map is 0
     "Read from each map a window of its full width and a quarter of its height, and resize it"
-    scale = x.new_tensor([[1, 0], [0, .25]], dtype=torch.float32).expand(len(x), 2, 2)
-    grid = F.affine_grid(torch.cat([scale, centre.float()[..., None]], 2), x.shape, align_corners=align_corners)
+    across, down = (torch.linspace(-1, 1, n, device=x.device) * (1 if align_corners else 1 - 1 / n) for n in (x.shape[3], x.shape[2]))
+    cx, cy = centre.float()[:, :, None, None].unbind(1)
+    grid = torch.stack(torch.broadcast_tensors(cx + across, cy + .25 * down[:, None]), 3)
     window = F.grid_sample(x.float(), grid, align_corners=align_corners)
     return F.interpolate(window, size, mode='bilinear', align_corners=True).to(x.dtype)
 

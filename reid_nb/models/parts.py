@@ -15,13 +15,13 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from .layers import ReidModel, init_weights
 
-# %% ../../nbs/models/30_parts.ipynb #c4953ac6b
+# %% ../../nbs/models/30_parts.ipynb #e770a370
 def stripe_rows(
     h:int,     # rows of the map
     parts:int, # stripes
 ) -> list: # (first, last + 1) of each stripe, from head to foot
     "Cut `h` rows into `parts` stripes as equal as possible; where they don't fit, neighbours share a row"
-    return [(i * h // parts, -(-(i + 1) * h // parts)) for i in range(parts)]
+    return [(i * h // parts, ((i + 1) * h + parts - 1) // parts) for i in range(parts)] # no negative number: exporters round those the other way
 
 # %% ../../nbs/models/30_parts.ipynb #c56a855d7
 class StripePool(nn.Module):
