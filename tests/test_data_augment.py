@@ -302,3 +302,8 @@ def test_views_are_independent():
     x = noise(4000, 2, 2)
     a, b = (changed(o, x).float() for o in KViews([RandomFlip()], 2)(x, split_idx=0))
     assert abs(((a - .5) * (b - .5)).mean()) < .25 * 4 / math.sqrt(4000)
+
+
+@pytest.mark.parametrize('args, match', [(([reid_tfms()],), 'Unpack it'), ((reid_tfms(), [2]), '`k` must be'), (('flip',), "'flip', which is none"), (([RandomFlip],), 'RandomFlip'), ((reid_tfms(), 0), '`k` must be')])
+def test_views_of_what_is_no_list_of_transforms_fail_at_once(args, match):
+    with pytest.raises(ValueError, match=match): KViews(*args)

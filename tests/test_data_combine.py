@@ -157,3 +157,9 @@ def test_leave_one_out(abc):
         check_items(o.items(), paths='none')
     for x, y in itertools.combinations(plans, 2): assert x.name != y.name
     with pytest.raises(ReidError, match='two datasets at least'): leave_one_out([abc['a']])
+
+
+def test_names_and_other_things_are_no_tables():
+    for bad in ('market1501', 3, None):
+        with pytest.raises(ReidError, match=r'An item table is needed, not .*`read_dataset\(name, root\)`'): combine(bad, bad)
+        with pytest.raises(ReidError, match='An item table is needed'): combine({'a': bad})

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from reid_nb.core import ReidError, as_items, check_items, items_stats, make_items, rows_of
-from reid_nb.data.datasets import (MARKET1501, Spec, folder_rows, items_from_csv, items_from_folder, market1501, read_dataset, split_by_pid)
+from reid_nb.data.datasets import (MARKET1501, Spec, folder_rows, items_from_csv, items_from_folder, market1501, read_spec, split_by_pid)
 
 _jpeg = io.BytesIO()
 Image.new('RGB', (8, 16), (200, 30, 30)).save(_jpeg, 'JPEG')
@@ -72,12 +72,12 @@ def test_market_counts(tmp_path):
     make_market(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        read_dataset(MINI, tmp_path)
+        read_spec(MINI, tmp_path)
         market1501(tmp_path, check=False)
     with pytest.warns(UserWarning, match='train images 12,936 → 9.*gallery junk 3,819 → 3.*passed over: 3 .Thumbs.db') as seen: market1501(tmp_path)
     assert len(seen) == 1
     (tmp_path / 'query/0003_c2s1_001051_00.jpg').unlink()
-    with pytest.warns(UserWarning, match=r': query images 9 → 8\.'): read_dataset(MINI, tmp_path)
+    with pytest.warns(UserWarning, match=r': query images 9 → 8\.'): read_spec(MINI, tmp_path)
 
 
 def test_market_official_counts_stand_in_the_spec():
@@ -89,7 +89,7 @@ def test_market_official_counts_stand_in_the_spec():
 def test_market_junk(tmp_path):
     make_market(tmp_path)
     put(tmp_path / 'bounding_box_train/-1_c1s1_000001_00.jpg')
-    kept, dropped = read_dataset(MINI, tmp_path), read_dataset(MINI, tmp_path, junk=False)
+    kept, dropped = read_spec(MINI, tmp_path), read_spec(MINI, tmp_path, junk=False)
     assert set(kept.split[kept.pid == -1]) == {'gallery'} and (kept.pid == -1).sum() == 3
     assert (dropped.pid != -1).all() and len(kept) - len(dropped) == 3 and list(dropped.index) == list(range(len(dropped)))
     assert items_stats(kept).loc['gallery'].to_dict() == dict(ids=4, images=23, cameras=4, distractors=2, junk=3)
@@ -156,7 +156,7 @@ def test_market_names_in_other_shapes(tmp_path):
 def test_hidden_files_are_passed_over(tmp_path):
     make_market(tmp_path)
     for o in ('._0001_c1s1_001051_00.jpg', '.DS_Store', '.tmp/x.jpg'): put(tmp_path / 'query' / o)
-    read_dataset(MINI, tmp_path)
+    read_spec(MINI, tmp_path)
 
 
 def test_home_and_strings(tmp_path, monkeypatch):
@@ -172,23 +172,23 @@ def test_home_and_strings(tmp_path, monkeypatch):
 def test_spec_levels_and_letters_as_cameras(tmp_path):
     for split, pid, cam in itertools.product(('train', 'test'), ('001', '002'), 'ABC'): put(tmp_path / f'rgb/{split}/{pid}/{cam}_cropped_rgb0{pid}.jpg')
     spec = Spec(name='letters', layout=dict(train='rgb/train', gallery='rgb/test'), levels=('pid',), pattern=r'^(?P<cam>[ABC])_')
-    items = read_dataset(spec, tmp_path)
+    items = read_spec(spec, tmp_path)
     assert len(items) == 12 and set(items.pid) == {1, 2} and set(items.cam) == {0, 1, 2}
 
 
 def test_spec_cameras_and_identities_as_folders(tmp_path):
     for cam, pid in itertools.product((1, 4), (6, 533)): put(tmp_path / f'train/cam{cam}/{pid:04}/0001.jpg')
     spec = Spec(name='cams', layout=dict(train='train'), levels=(r'^cam(?P<cam>\d)$', 'pid'))
-    items = read_dataset(spec, tmp_path)
+    items = read_spec(spec, tmp_path)
     assert sorted(zip(items.cam, items.pid)) == [(0, 6), (0, 533), (3, 6), (3, 533)]
     put(tmp_path / 'train/extra/0006/0001.jpg')
-    with pytest.raises(ReidError, match='1 of 5 names in .*extra'): read_dataset(spec, tmp_path)
+    with pytest.raises(ReidError, match='1 of 5 names in .*extra'): read_spec(spec, tmp_path)
 
 
 def test_spec_other_columns_and_bases(tmp_path):
     for o in ('095_1_c8_015833.png', '095_2_c0_015834.png'): put(tmp_path / 'train' / o)
     spec = Spec(name='clothes', layout=dict(train='train'), pattern=r'^(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<cam>\d+)_(?P<frame>\d+)', cam_base=0)
-    items = read_dataset(spec, tmp_path)
+    items = read_spec(spec, tmp_path)
     assert list(items.clothes) == [1, 2] and list(items.cam) == [8, 0] and list(items.pid) == [95, 95]
 
 
@@ -209,11 +209,11 @@ def test_spec_with_lists_and_alternatives(tmp_path):
     for o, folder, pid in (('train', 'mask_train_v2', 0), ('val', 'mask_train_v2', 0), ('query', 'mask_test_v2', 0), ('gallery', 'mask_test_v2', 0)):
         put(home / folder / f'{pid:04}/{pid:04}_{o}_15_0113morning_0.jpg')
         put(home / f'list_{o}.txt', f'{pid:04}/{pid:04}_{o}_15_0113morning_0.jpg {pid}\n'.encode())
-    assert len(read_dataset(spec, tmp_path)) == 3 and set(read_dataset(spec, tmp_path).cam) == {14}
-    with pytest.warns(UserWarning, match='train images 1 → 2'): assert len(read_dataset(spec, tmp_path, with_val=True)) == 4
+    assert len(read_spec(spec, tmp_path)) == 3 and set(read_spec(spec, tmp_path).cam) == {14}
+    with pytest.warns(UserWarning, match='train images 1 → 2'): assert len(read_spec(spec, tmp_path, with_val=True)) == 4
     (home / 'list_val.txt').unlink()
-    with pytest.raises(FileNotFoundError, match='5 of 6 parts.*\n(.*\n)*.*list_val.txt   <- missing'): read_dataset(spec, tmp_path)
-    with pytest.raises(TypeError): read_dataset(MARKET1501, make_market(tmp_path / 'm'), with_va=True)
+    with pytest.raises(FileNotFoundError, match='5 of 6 parts.*\n(.*\n)*.*list_val.txt   <- missing'): read_spec(spec, tmp_path)
+    with pytest.raises(TypeError): read_spec(MARKET1501, make_market(tmp_path / 'm'), with_va=True)
 
 
 def test_spec_rows_may_build_on_the_folders(tmp_path):
@@ -225,7 +225,7 @@ def test_spec_rows_may_build_on_the_folders(tmp_path):
         return df.assign(cam=df.split.map(dict(query=0, gallery=1)), split=df.split.mask(df.pid.astype(int).isin(train), 'train'))
 
     spec = Spec(name='pairs', layout=dict(a='cam_a', b='cam_b'), pattern=r'^(?P<pid>\d+)_(?P<angle>\d+)', cam_base=0, rows=rows)
-    items = read_dataset(spec, tmp_path, split_id=3)
+    items = read_spec(spec, tmp_path, split_id=3)
     assert items.split.value_counts().to_dict() == dict(train=4, query=2, gallery=2, val=0)
     check_items(items)
 
@@ -233,7 +233,7 @@ def test_spec_rows_may_build_on_the_folders(tmp_path):
 def test_spec_tracklets_keep_their_frames(tmp_path):
     frames = [[str(put(tmp_path / f'bbox/{p:04}/{p:04}C1T000{t}F00{i}.jpg')) for i in range(1, 4)] for p, t in ((1, 1), (1, 2), (0, 1))]
     rows = lambda spec, home: pd.DataFrame(dict(path=[o[0] for o in frames], pid=[1, 1, 0], cam=[1, 2, 1], split=['query', 'gallery', 'gallery'], frames=frames))
-    items = read_dataset(Spec(name='tracks', layout=dict(bbox='bbox'), rows=rows, counts=dict(gallery=dict(tracklets=2, distractors=1))), tmp_path)
+    items = read_spec(Spec(name='tracks', layout=dict(bbox='bbox'), rows=rows, counts=dict(gallery=dict(tracklets=2, distractors=1))), tmp_path)
     assert list(map(len, items.frames)) == [3, 3, 3] and items_stats(items).tracklets.total == 3
 
 
@@ -307,6 +307,22 @@ def test_folder_pattern_beside_sub_folders(tmp_path):
     assert a.equals(b.drop(columns='shot')) and set(b.shot) == {0, 1}
     put(root / 'Anna' / 'portrait.png')
     with pytest.raises(ReidError, match="1 of 9 names don't match.*Anna/portrait.png"): items_from_folder(root, cams=r'cam(\d)_')
+
+
+def test_folders_of_cameras_are_no_people(tmp_path):
+    for cam, name in itertools.product(('cam1', 'Camera_2'), ('12_a.jpg', '13_b.jpg')): put(tmp_path / cam / name)
+    with pytest.raises(ReidError, match=r'folders named like cameras: Camera_2, cam1. Pass levels=\("cam",\)'): items_from_folder(tmp_path)
+    assert items_from_folder(tmp_path, levels=('pid',)).pid.nunique() == 2
+    with pytest.raises(ReidError, match=r'2 folders with images lie deeper.*levels=\("cam",\)'): items_from_folder(tmp_path, r'^(?P<pid>\d+)_')
+    items = items_from_folder(tmp_path, r'^(?P<pid>\d+)_', levels='cam')
+    assert sorted(set(items.pid)) == [12, 13] and items.cam.nunique() == 2
+    with pytest.raises(ValueError, match='names the levels of sub-folders'): items_from_folder(tmp_path, levels=1)
+    assert set(items_from_folder(tmp_path, r'^(?P<pid>\d+)_', levels='cam', junk='12').pid) == {-1, 13} == set(items_from_folder(tmp_path, r'^(?P<pid>\d+)_', levels='cam', junk=12).pid)
+
+
+@pytest.mark.parametrize('kw', [dict(junk=('nobody',)), dict(junk='-1'), dict(distractors=('0',)), dict(layout='train')])
+def test_a_spec_that_says_nonsense_says_so_at_once(kw):
+    with pytest.raises(ValueError, match=f'^odd: `{next(iter(kw))}`'): Spec(**dict(name='odd', layout=dict(train='train')) | kw)
 
 
 def test_folder_levels(tmp_path):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from reid_nb.core import ReidError
 from reid_nb.data import fetch
-from reid_nb.data.datasets import Spec, read_dataset
+from reid_nb.data.catalogue import read_dataset
+from reid_nb.data.datasets import Spec
 from reid_nb.data.fetch import ARCHIVES, Archive, fetch_dataset, sources, unpack
 from server import DATA, says, serving, whole
 

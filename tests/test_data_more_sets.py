@@ -15,7 +15,7 @@ from scipy.io import loadmat, savemat
 
 from reid_nb.core import ReidError, check_items, make_items, rows_of
 from reid_nb.data import more_sets
-from reid_nb.data.datasets import read_dataset
+from reid_nb.data.datasets import read_spec
 from reid_nb.data.more_sets import (MORE_RULES, MORE_SPECS, add_market_attributes, cuhk_pedes, ltcc, pa100k, personx_v1, prcc, randperson, read_market_attributes,
                                     sysu_mm01, veri776)
 from reid_nb.retrieve.protocol import Protocol
@@ -64,7 +64,7 @@ def test_a_miniature_is_read_whole(tmp_path, name):
     MORE[name][0](tmp_path / 'run_1_c2' / 'here')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        items = read_dataset(mini(name), tmp_path / 'run_1_c2' / 'here')
+        items = read_spec(mini(name), tmp_path / 'run_1_c2' / 'here')
     check_items(items, paths='all', splits=SPLITS[name])
     assert set(items.dset) == {name} and items.path.map(os.path.isfile).all()
     assert str(items.pid.dtype) == 'int64' and str(items.cam.dtype) == 'Int64'

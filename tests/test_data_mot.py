@@ -285,3 +285,9 @@ def test_coco_that_is_none(tmp_path):
     with pytest.raises(ReidError, match='is no key'): read_coco(file, camera='where')
     with pytest.raises(ReidError, match="don't match"): read_coco(file, camera=r'^(n)_')
     with pytest.raises(ReidError, match='boxes is left'): from_coco(file, tmp_path, min_size=(500, 500))
+
+
+def test_a_coco_file_that_is_not_there(tmp_path):
+    for read in (items_from_coco, read_coco):
+        with pytest.raises(FileNotFoundError, match='There is no file .*gone.json'): read(tmp_path / 'gone.json')
+        with pytest.raises(FileNotFoundError, match='it is a folder'): read(tmp_path)

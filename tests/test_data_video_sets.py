@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from reid_nb.core import ReidError, check_items, items_stats, rows_of
 from reid_nb.data import video_sets
-from reid_nb.data.datasets import read_dataset
+from reid_nb.data.datasets import read_spec
 from reid_nb.data.video_sets import VIDEO_SPECS, dukemtmcvidreid, frames_to_tracklets, ilidsvid, mars, prid2011, read_mat
 
 NAMES = sorted(VIDEO)
@@ -47,7 +47,7 @@ def test_a_miniature_is_read_whole(tmp_path, name):
     VIDEO[name][0](tmp_path / 'run_1_c2' / 'here')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        items = read_dataset(mini(name), tmp_path / 'run_1_c2' / 'here')
+        items = read_spec(mini(name), tmp_path / 'run_1_c2' / 'here')
     check_items(items, paths='all')
     assert set(items.dset) == {name} and items.tid.is_unique
     assert all(isinstance(o, list) and o and all(map(os.path.isfile, o)) for o in items.frames)

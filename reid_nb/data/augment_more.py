@@ -145,14 +145,19 @@ class PerItem(RandTransform):
         out = torch.stack([self.tfm(o.as_subclass(torch.Tensor)) if torch.rand(()) < self.p_image else o.as_subclass(torch.Tensor) for o in as_bytes])
         return TensorImage(out if x.dtype == torch.uint8 else out.to(x.dtype) / 255)
 
-# %% ../../nbs/data/37_augment_more.ipynb #c62b65a8a
+# %% ../../nbs/data/37_augment_more.ipynb #c7d04688
 class KViews(Transform):
     "Make `k` views of a batch, each by all of `tfms`; the batch becomes a tuple of k batches"
     order = 30
     def __init__(self,
         tfms, # all batch transforms, such as `reid_tfms()`
         k:int=2, # views in training
-    ): self.tfms, self.k, self.now = Pipeline(tfms), k, 1
+    ): # raises ValueError for what is no list of transforms
+        tfms = list(tfms) if isinstance(tfms, (list, tuple)) else [tfms]
+        if odd := [o for o in tfms if not callable(o) or isinstance(o, type)]:
+            raise ValueError(f'`tfms` must be one list of batch transforms, such as `reid_tfms()`; in it is {odd[0]!r}, which is none.' + ' Unpack it.' * isinstance(odd[0], (list, tuple)))
+        if not isinstance(k, int) or k < 1: raise ValueError(f'`k` must be a number of views, at least 1, not {k!r}.')
+        self.tfms, self.k, self.now = Pipeline(tfms), k, 1
 
     def __call__(self, b, split_idx=None, **kwargs):
         self.now, self.tfms.split_idx = self.k if split_idx == 0 else 1, split_idx

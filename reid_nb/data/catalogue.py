@@ -37,10 +37,10 @@ def list_datasets(
     return pd.DataFrame({o.name: dict(images=_sizes(o, ('images', 'tracklets')), ids=_sizes(o, ('ids',)), protocol=o.protocol, splits=o.splits, paper=o.paper)
                          for o in SPECS.values()}).T
 
-# %% ../../nbs/data/17_catalogue.ipynb #c4ae61619
+# %% ../../nbs/data/17_catalogue.ipynb #c8939f40e
 def _spec(name): # the spec of a name
     if isinstance(name, Spec): return name
-    if name not in SPECS: raise ValueError(f'No dataset is called {name!r}. Known: {", ".join(sorted(SPECS))}. Your own folder: `items_from_folder`.')
+    if not isinstance(name, str) or name not in SPECS: raise ValueError(f'No dataset is called {name!r}. Known: {", ".join(sorted(SPECS))}. Your own folder: `items_from_folder`.')
     return SPECS[name]
 
 def options_of(
@@ -56,7 +56,7 @@ def splits_of(
     "Tell how many splits the dataset `name` has"
     return _spec(name).splits
 
-# %% ../../nbs/data/17_catalogue.ipynb #f740360d
+# %% ../../nbs/data/17_catalogue.ipynb #c581cebaa
 def read_dataset(
     name:str|Spec,   # a name in `SPECS`, or a spec of your own
     root,            # the folder that it was unpacked into
@@ -71,7 +71,7 @@ def read_dataset(
         raise ValueError(f'{spec.name} takes no option {", ".join(map(repr, miss))}. It takes: {", ".join(o for o in takes if o != "split_id") or "none"}.')
     if 'split_id' in takes: options['split_id'] = split_id
     elif split_id != 0: raise ValueError(f'{spec.name} has one split, split_id 0; there is no split_id={split_id!r}.')
-    return datasets.read_dataset(spec, root, junk=junk, check=check, **options)
+    return datasets.read_spec(spec, root, junk=junk, check=check, **options)
 
 # %% ../../nbs/data/17_catalogue.ipynb #c661ac95a
 def _figures(res): # a dict of numbers from what a function returned

@@ -14,13 +14,15 @@ import pandas as pd
 
 from ..core import ReidError, as_items, rows_of
 
-# %% ../../nbs/data/22_combine.ipynb #c85e65b16
+# %% ../../nbs/data/22_combine.ipynb #c02e2d4fd
 SAME_PEOPLE = ( # names of datasets that are made of the same recordings, wholly or in part
     {'market1501', 'mars'}, {'dukemtmcreid', 'dukemtmcvidreid', 'occluded_duke'}, {'prid', 'prid2011'}, {'ilids', 'ilidsvid'}, {'cuhk01', 'cuhk02'})
 
 def _dsets(items): return sorted(set(items.dset.astype(str)))
 
 def _named(tables): # {name: table}, each with one dataset of that name
+    if odd := [o for o in (tables.values() if isinstance(tables, dict) else tables) if not isinstance(o, pd.DataFrame)]:
+        raise ReidError(f'An item table is needed, not {odd[0]!r}. A name is read first: `read_dataset(name, root)` of `reid_nb.data.catalogue`.')
     if not isinstance(tables, dict):
         names = ['+'.join(_dsets(o)) for o in tables]
         if twice := next((o for o in names if names.count(o) > 1), None):

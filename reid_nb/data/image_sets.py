@@ -8,7 +8,7 @@ __all__ = ['PASSERS_BY', 'DUKEMTMCREID', 'SENSEREID', 'CUHKSYSU', 'CUHK02', 'MSM
            'dukemtmcreid', 'sensereid', 'cuhksysu', 'cuhk02', 'msmt17', 'viper', 'cuhk01', 'prid', 'ilids', 'grid',
            'extract_cuhk03', 'cuhk03', 'university1652']
 
-# %% ../../nbs/data/12_image_sets.ipynb #d6bd4c35
+# %% ../../nbs/data/12_image_sets.ipynb #c5c6417b9
 import json
 import os
 import random
@@ -22,7 +22,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core import ReidError, atomic_path
-from .datasets import MARKET1501, Spec, folder_rows, listed_rows, parts_of, read_dataset
+from .datasets import MARKET1501, Spec, folder_rows, listed_rows, load_mat, parts_of, read_spec
 
 # %% ../../nbs/data/12_image_sets.ipynb #b2eab944
 PASSERS_BY = 'Real passers-by who can be recognised: show as few of them as you need, and identify nobody.'
@@ -55,29 +55,29 @@ CUHKSYSU = Spec(
     get='The person-search dataset is given on request, see http://www.ee.cuhk.edu.hk/~xgwang/PS/dataset.html; `cropped_images` holds its boxes, cut out.',
     licence='For research only, on request.', ethics='Passers-by on streets, and people in films. ' + PASSERS_BY)
 
-# %% ../../nbs/data/12_image_sets.ipynb #b11e596a
+# %% ../../nbs/data/12_image_sets.ipynb #dfdebdb4
 def dukemtmcreid(
     root,            # folder with the three official folders, or up to two levels above them
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:   # an item table with the further column `frame`
     "Read DukeMTMC-reID (withdrawn) from `root`"
-    return read_dataset(DUKEMTMCREID, root, check=check)
+    return read_spec(DUKEMTMCREID, root, check=check)
 
 def sensereid(
     root,            # folder with `test_probe` and `test_gallery`, or up to two levels above them
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:   # an item table without training rows
     "Read SenseReID from `root`: a test set only"
-    return read_dataset(SENSEREID, root, check=check)
+    return read_spec(SENSEREID, root, check=check)
 
 def cuhksysu(
     root,            # folder with `cropped_images`, or one level above it
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:   # an item table with training rows only and unknown cameras; further columns `scene` and `box`
     "Read the cropped boxes of CUHK-SYSU from `root`: a training set only"
-    return read_dataset(CUHKSYSU, root, check=check)
+    return read_spec(CUHKSYSU, root, check=check)
 
-# %% ../../nbs/data/12_image_sets.ipynb #ea667020
+# %% ../../nbs/data/12_image_sets.ipynb #ea762953
 def _stack(tables): # one table, with the files that were passed over
     df = pd.concat(tables, ignore_index=True)
     df.attrs['ignored'] = sum((o.attrs.get('ignored', Counter()) for o in tables), Counter())
@@ -105,7 +105,7 @@ def cuhk02(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:   # an item table with the further column `pair`
     "Read CUHK02 from `root`"
-    return read_dataset(CUHK02, root, check=check)
+    return read_spec(CUHK02, root, check=check)
 
 # %% ../../nbs/data/12_image_sets.ipynb #c685d029a
 MSMT17_TRAIN_IDS = 1041
@@ -131,7 +131,7 @@ def _msmt17_rows(spec, home, with_val=False):
     df.attrs['counts'] = {k: v for k, v in spec.counts.items() if k != 'val'} | dict(train=dict(ids=1041, images=32621, cameras=15))
     return df
 
-# %% ../../nbs/data/12_image_sets.ipynb #cd48efcc
+# %% ../../nbs/data/12_image_sets.ipynb #c1d7eb0f4
 MSMT17 = Spec(
     name='msmt17', paper='Wei et al., CVPR 2018',
     layout=dict(seen=('train', 'mask_train_v2'), unseen=('test', 'mask_test_v2'), **{f'list_{o}': f'list_{o}.txt' for o in ('train', 'val', 'query', 'gallery')}),
@@ -148,7 +148,7 @@ def msmt17(
     check:bool=True,     # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:       # an item table with a split `val` and the further columns `seq` and `time`
     "Read MSMT17, either version, from `root`"
-    return read_dataset(MSMT17, root, check=check, with_val=with_val)
+    return read_spec(MSMT17, root, check=check, with_val=with_val)
 
 # %% ../../nbs/data/12_image_sets.ipynb #c92a90d54
 def _keyed(spec, home, df, once): # identities as numbers, and each file's place below the home, by which a split names it
@@ -235,7 +235,7 @@ CUHK01 = Spec(
     get='On request, see http://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html.',
     licence='For research only, on request.', ethics='Filmed on a campus, and shares people with CUHK02. ' + PASSERS_BY)
 
-# %% ../../nbs/data/12_image_sets.ipynb #c5c15e69b
+# %% ../../nbs/data/12_image_sets.ipynb #c22e53fcc
 def viper(
     root,            # folder with `cam_a` and `cam_b`, or up to two levels above them
     split_id:int=0,  # 0 to 19; even: camera A asks, odd: camera B
@@ -244,7 +244,7 @@ def viper(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:   # an item table with the further column `angle`, in degrees
     "Read VIPeR from `root`"
-    return read_dataset(VIPER, root, check=check, split_id=split_id, seed=seed, splits=splits)
+    return read_spec(VIPER, root, check=check, split_id=split_id, seed=seed, splits=splits)
 
 def cuhk01(
     root,            # folder with `campus`, or one level above it
@@ -254,7 +254,7 @@ def cuhk01(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:   # an item table with the further column `shot`, 1 to 4
     "Read CUHK01 from `root`: two images per person and view"
-    return read_dataset(CUHK01, root, check=check, split_id=split_id, seed=seed, splits=splits)
+    return read_spec(CUHK01, root, check=check, split_id=split_id, seed=seed, splits=splits)
 
 # %% ../../nbs/data/12_image_sets.ipynb #c7d5bfb76
 def _prid_record(df, train): # view A asks view B, with those who were seen in B only
@@ -303,7 +303,7 @@ ILIDS = Spec(
     get='The archive was i-LIDS_Pedestrian.tgz on a page of Queen Mary University of London.',
     licence='Cut out of video of the UK Home Office, which licenses it for research.', ethics='Travellers in an airport hall. ' + PASSERS_BY)
 
-# %% ../../nbs/data/12_image_sets.ipynb #ef54e42c
+# %% ../../nbs/data/12_image_sets.ipynb #d0e75754
 def prid(
     root,            # folder with `cam_a` and `cam_b` of the single-shot version, or up to three levels above them
     split_id:int=0,  # 0 to 9
@@ -312,7 +312,7 @@ def prid(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:
     "Read the single-shot version of PRID2011 from `root`"
-    return read_dataset(PRID, root, check=check, split_id=split_id, seed=seed, splits=splits)
+    return read_spec(PRID, root, check=check, split_id=split_id, seed=seed, splits=splits)
 
 def ilids(
     root,            # folder with `Persons`, or up to two levels above it
@@ -322,17 +322,11 @@ def ilids(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:   # an item table with unknown cameras and the further column `shot`
     "Read QMUL i-LIDS from `root`"
-    return read_dataset(ILIDS, root, check=check, split_id=split_id, seed=seed, splits=splits)
+    return read_spec(ILIDS, root, check=check, split_id=split_id, seed=seed, splits=splits)
 
-# %% ../../nbs/data/12_image_sets.ipynb #f28b7f0f
-def _loadmat(spec, file): # a MATLAB file up to version 7
-    try: from scipy.io import loadmat
-    except ImportError as e: raise ImportError(f'{spec.name} needs scipy to read {file}: `pip install scipy`.') from e
-    try: return loadmat(file)
-    except (ValueError, TypeError, OSError, NotImplementedError) as e: raise ReidError(f'{spec.name}: {file} can\'t be read as a MATLAB file: {e}. Unpack it again.') from e
-
+# %% ../../nbs/data/12_image_sets.ipynb #c3983512c
 def _grid_halves(spec, file): # [numbers of the people who train]
-    cells = _loadmat(spec, file).get('trainIdxAll')
+    cells = load_mat(file).get('trainIdxAll')
     try: return [set(np.ravel(o[0][0][2]).astype(int).tolist()) for o in cells[0]]
     except (TypeError, IndexError, KeyError, ValueError) as e: raise ReidError(f'{spec.name}: {file} holds no partitions `trainIdxAll`. Unpack the archive again.') from e
 
@@ -345,7 +339,7 @@ def _grid_rows(spec, home, split_id=0):
         records.append(dict(train=list(df.file[trains]), query=list(df.file[~trains & df.asks]), gallery=list(df.file[~trains & ~df.asks])))
     return _one_split(spec, df.drop(columns='asks'), records, split_id)
 
-# %% ../../nbs/data/12_image_sets.ipynb #c6ca71d35
+# %% ../../nbs/data/12_image_sets.ipynb #c698a616c
 GRID = Spec(
     name='grid', paper='Loy et al., CVPR 2009',
     layout=dict(probe='probe', images='gallery', partitions='features_and_partitions.mat'),
@@ -361,7 +355,7 @@ def grid(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:
     "Read QMUL GRID from `root`"
-    return read_dataset(GRID, root, check=check, split_id=split_id)
+    return read_spec(GRID, root, check=check, split_id=split_id)
 
 # %% ../../nbs/data/12_image_sets.ipynb #c350d74e4
 def _h5py(): # the reader of HDF5 files, if it is installed
@@ -409,7 +403,7 @@ def _cuhk03_home(root): # the folder that holds the release or what was extracte
     homes = [o for o in (Path(root).expanduser(), Path(root).expanduser() / 'cuhk03') if any((o / p).exists() for p in CUHK03.layout['release'])]
     return homes[0] if homes else Path(root).expanduser()
 
-# %% ../../nbs/data/12_image_sets.ipynb #c1685cd42
+# %% ../../nbs/data/12_image_sets.ipynb #d0693439
 def _cuhk03_kind(home, labeled): # 'labeled' or 'detected', if its pictures are there
     kind = 'labeled' if labeled else 'detected'
     if not (home / f'images_{kind}').is_dir():
@@ -423,7 +417,7 @@ def _cuhk03_named(df): # identity and camera from the groups of the names
 def _cuhk03_rows(spec, home, labeled=False): # the new protocol
     kind = _cuhk03_kind(home, labeled)
     file = parts_of(spec, home, config=f'cuhk03_new_protocol_config_{kind}.mat')['config']
-    mat = _loadmat(spec, file)
+    mat = load_mat(file)
     if miss := [o for o in ('filelist', 'labels', 'train_idx', 'query_idx', 'gallery_idx') if o not in mat]: raise ReidError(f'cuhk03: {file} lacks {miss}.')
     names, labels = [str(np.ravel(o)[0]) for o in mat['filelist'].ravel()], mat['labels'].ravel()
     idx = {o: mat[f'{o}_idx'].ravel().astype(int) - 1 for o in ('train', 'query', 'gallery')}
@@ -445,7 +439,7 @@ def _cuhk03_classic_rows(spec, home, split_id=0, labeled=False): # twenty splits
         records.append(dict(train=list(df.file[~test]), query=list(df.file[test]), gallery=list(df.file[test])))
     return _one_split(spec, df, records, split_id)
 
-# %% ../../nbs/data/12_image_sets.ipynb #f24066b5
+# %% ../../nbs/data/12_image_sets.ipynb #d49550c9
 CUHK03 = Spec(
     name='cuhk03', paper='Li et al., CVPR 2014; protocol of Zhong et al., CVPR 2017',
     layout=dict(release=('cuhk03_release', 'images_detected', 'images_labeled')),
@@ -466,11 +460,11 @@ def cuhk03(
     check:bool=True,    # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:      # an item table with the further columns `pair` and `shot`; the classic gallery repeats the query
     "Read CUHK03 from `root`"
-    if classic: return read_dataset(CUHK03_CLASSIC, root, check=check, split_id=split_id, labeled=labeled)
+    if classic: return read_spec(CUHK03_CLASSIC, root, check=check, split_id=split_id, labeled=labeled)
     if split_id: raise ValueError(f'cuhk03 has one split, split_id 0; there is no split_id={split_id!r}. The twenty of 2014: `classic=True`.')
-    return read_dataset(CUHK03, root, check=check, labeled=labeled)
+    return read_spec(CUHK03, root, check=check, labeled=labeled)
 
-# %% ../../nbs/data/12_image_sets.ipynb #cc232070
+# %% ../../nbs/data/12_image_sets.ipynb #ec392449
 VIEWS = {'drone': 'drone', 'satellite': 'satellite', 'ground': 'street', 'web': 'google'} # our word: name of the folder
 _UNIVERSITY_TEST = {'query': {'drone': (701, 37855), 'satellite': (701, 701), 'ground': (701, 2579)},
                     'gallery': {'drone': (951, 51355), 'satellite': (951, 951), 'ground': (793, 2921)}}
@@ -506,7 +500,7 @@ def university1652(
     check:bool=True,                  # warn where the counts differ from the official ones?
 ) -> pd.DataFrame:                    # an item table with unknown cameras and the further column `view`
     "Read University-1652 from `root`"
-    return read_dataset(UNIVERSITY1652, root, check=check, direction=direction)
+    return read_spec(UNIVERSITY1652, root, check=check, direction=direction)
 
 # %% ../../nbs/data/12_image_sets.ipynb #dbad6cd8
 IMAGE_SPECS = {o.name: o for o in (MARKET1501, CUHK03, CUHK03_CLASSIC, DUKEMTMCREID, MSMT17, VIPER, GRID, CUHK01, CUHK02, SENSEREID, ILIDS, PRID, UNIVERSITY1652, CUHKSYSU)}

@@ -9,7 +9,7 @@ __all__ = ['OCCLUDED_DUKE', 'MORE_RULES', 'LTCC', 'PRCC', 'VERI776', 'SYSU_MM01'
            'personx_v1', 'randperson_rows', 'randperson', 'pa100k_rows', 'pa100k', 'read_market_attributes',
            'add_market_attributes']
 
-# %% ../../nbs/data/14_more_sets.ipynb #df13fe60
+# %% ../../nbs/data/14_more_sets.ipynb #c9963e4c0
 import json
 import os
 import random
@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 
 from ..core import ReidError, as_items
-from .datasets import Spec, _some, folder_rows, parts_of, read_dataset
+from .datasets import Spec, _some, folder_rows, parts_of, read_spec
 from .image_sets import PASSERS_BY
 from .video_sets import _missing, read_mat
 
-# %% ../../nbs/data/14_more_sets.ipynb #c912cef37
+# %% ../../nbs/data/14_more_sets.ipynb #ea85fa8f
 _WITHDRAWN = 'Students were filmed without being asked, which is why DukeMTMC was withdrawn. Use it only to compare with older figures, if at all.'
 
 OCCLUDED_DUKE = Spec(
@@ -45,9 +45,9 @@ def occluded_duke(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `frame`
     "Read Occluded-Duke (Miao et al., ICCV 2019) from `root`"
-    return read_dataset(OCCLUDED_DUKE, root, check=check)
+    return read_spec(OCCLUDED_DUKE, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #d43668de
+# %% ../../nbs/data/14_more_sets.ipynb #de2726de
 MORE_RULES = { # what else a protocol takes away: `Protocol(name, drop=MORE_RULES[name])`
     'clothes_changed': (('pid', 'cam'), ('pid', 'clothes'), ('item',)), # LTCC
     'cross_place': (('place',), ('item',))}                            # SYSU-MM01
@@ -65,9 +65,9 @@ def ltcc(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `clothes` and `frame`
     "Read LTCC (Qian et al., ACCV 2020) from `root`"
-    return read_dataset(LTCC, root, check=check)
+    return read_spec(LTCC, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c6f23a187
+# %% ../../nbs/data/14_more_sets.ipynb #c735a440b
 def prcc_rows(
     spec:Spec,
     home:Path,
@@ -96,9 +96,9 @@ def prcc(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `clothes` (1 in cameras A and B, 2 in C) and `frame`
     "Read PRCC (Yang et al., TPAMI 2021) from `root`"
-    return read_dataset(PRCC, root, check=check)
+    return read_spec(PRCC, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #ced58efa
+# %% ../../nbs/data/14_more_sets.ipynb #c92c75385
 def _list_words(path): # {'1': 'yellow'} of lines '1 yellow'; {} where there is no such file
     lines = path.read_text(encoding='latin-1').split('\n') if path.is_file() else []
     return dict(o.split() for o in lines if len(o.split()) == 2)
@@ -132,7 +132,7 @@ def veri776(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `frame`, and `colour` and `type` where the label files are there
     "Read VeRi-776 (Liu et al., ICME 2016) from `root`"
-    return read_dataset(VERI776, root, check=check)
+    return read_spec(VERI776, root, check=check)
 
 # %% ../../nbs/data/14_more_sets.ipynb #c5fe2a72e
 def _sysu_ids(path): # the identities on the line of a list
@@ -181,7 +181,7 @@ def sysu_mm01_rows(
     df.attrs |= dict(ignored=ignored, counts=spec.counts | dict(gallery=gallery))
     return df
 
-# %% ../../nbs/data/14_more_sets.ipynb #c2be34b0d
+# %% ../../nbs/data/14_more_sets.ipynb #c947f0e6
 SYSU_MM01 = Spec(
     name='sysu_mm01', paper='Wu et al., ICCV 2017', splits=10, average='Mean over split_id 0 to 9.',
     layout={f'cam{i}': f'cam{i}' for i in range(1, 7)} | dict(train='exp/train_id.txt', val='exp/val_id.txt', test='exp/test_id.txt'),
@@ -200,9 +200,9 @@ def sysu_mm01(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `modality` ('visible' or 'infrared'), `place` (cameras 2 and 3 share one) and `frame`
     "Read a trial of SYSU-MM01 (Wu et al., IJCV 2020) from `root`"
-    return read_dataset(SYSU_MM01, root, check=check, mode=mode, shots=shots, split_id=split_id, perm=perm)
+    return read_spec(SYSU_MM01, root, check=check, mode=mode, shots=shots, split_id=split_id, perm=perm)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c170fec31
+# %% ../../nbs/data/14_more_sets.ipynb #c3505bbd3
 def cuhk_pedes_rows(
     spec:Spec,
     home:Path,
@@ -230,7 +230,7 @@ def cuhk_pedes(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `text` (list of sentences) and `source` (the older dataset); test pictures are the gallery
     "Read CUHK-PEDES (Li et al., CVPR 2017) from `root`"
-    return read_dataset(CUHK_PEDES, root, check=check)
+    return read_spec(CUHK_PEDES, root, check=check)
 
 # %% ../../nbs/data/14_more_sets.ipynb #c0363af51
 _PERSONX = r'^(?P<pid>\d+)_c(?P<cam>\d)(?:s\d+)?(?:_(?P<view>\d+))?'
@@ -260,13 +260,13 @@ PERSONX_V1 = Spec(
     counts=dict(total=dict(ids=1266, cameras=6)),
     get='The images of six backgrounds at https://github.com/sxzrt/Instructions-of-the-PersonX-dataset.', licence='MIT (its repository).', ethics=_SYNTHETIC)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c198874c9
+# %% ../../nbs/data/14_more_sets.ipynb #fe25650c
 def personx(
     root,            # folder with the three folders, or the one above it
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `view` where names tell it
     "Read PersonX of the VisDA-2020 challenge (Sun and Zheng, CVPR 2019) from `root`"
-    return read_dataset(PERSONX, root, check=check)
+    return read_spec(PERSONX, root, check=check)
 
 def personx_v1(
     root,                           # folder with the folders 1 to 6, or the one above it
@@ -274,9 +274,9 @@ def personx_v1(
     check:bool=True,                # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with `view` (number of the angle, 1 to 36); the camera is the background
     "Read the first PersonX, six backgrounds (Sun and Zheng, CVPR 2019), from `root`"
-    return read_dataset(PERSONX_V1, root, check=check, backgrounds=backgrounds)
+    return read_spec(PERSONX_V1, root, check=check, backgrounds=backgrounds)
 
-# %% ../../nbs/data/14_more_sets.ipynb #c40973eae
+# %% ../../nbs/data/14_more_sets.ipynb #eccb36eb
 _RAND_CAMS = (2, 2, 2, 2, 1, 1, 2, 1, 1, 1, 4) # cameras in each scene
 _RAND_FIRST = [0, *accumulate(_RAND_CAMS)]     # the number of a scene's first camera
 
@@ -303,9 +303,9 @@ def randperson(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table, all of it `train`, with `scene` and `frame`
     "Read the subset of RandPerson (Wang et al., ACM MM 2020) from `root`"
-    return read_dataset(RANDPERSON, root, check=check)
+    return read_spec(RANDPERSON, root, check=check)
 
-# %% ../../nbs/data/14_more_sets.ipynb #ee1bda78
+# %% ../../nbs/data/14_more_sets.ipynb #c820342cd
 def pa100k_rows(
     spec:Spec,
     home:Path,
@@ -335,7 +335,7 @@ def pa100k(
     check:bool=True, # warn where the counts differ from the official ones?
 ) -> pd.DataFrame: # an item table with 26 columns of bool; every picture is an identity of its own
     "Read PA-100K (Liu et al., ICCV 2017) from `root`"
-    return read_dataset(PA100K, root, check=check)
+    return read_spec(PA100K, root, check=check)
 
 # %% ../../nbs/data/14_more_sets.ipynb #c93d7cbc2
 _MARKET_WORDS = dict(gender=('male', 'female'), hair=('short', 'long'), up=('long sleeve', 'short sleeve'), down=('long', 'short'), clothes=('dress', 'pants'),

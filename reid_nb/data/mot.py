@@ -203,7 +203,7 @@ def _coco_boxes(df, file, key, camera, shared): # numbers of the boxes, identiti
     size = {o: pd.to_numeric(df[o], errors='coerce') if o in df else np.nan for o in ('im_h', 'im_w')}
     return pd.DataFrame(dict(file=df.file_name.map(str), image=pd.factorize(df.image_id)[0] + 1, pid=pid, cam=cam)).join(box).assign(**size).join(df[more])
 
-# %% ../../nbs/data/26_mot.ipynb #c98bfb06b
+# %% ../../nbs/data/26_mot.ipynb #c2f25a014
 def read_coco(
     file,              # a COCO file
     identity:str=None, # the key of annotations that tells the identity; None: the first of `IDENTITY_KEYS` that is there
@@ -212,6 +212,7 @@ def read_coco(
     shared:bool=None,  # are equal identities in two videos (`video_id`) the same person? None: an error where that makes a difference
 ) -> pd.DataFrame: # a row for each box: file, image, pid and cam (text, None: unknown), left, top, width, height (pixels), im_h, im_w (nan: not said) and all other keys
     "Read the boxes of people in a COCO `file`"
+    if not Path(file).is_file(): raise FileNotFoundError(f'There is no file {file}' + (': it is a folder. Name the JSON file in it.' if Path(file).is_dir() else '.'))
     try: coco = json.loads(Path(file).read_text(encoding='utf-8-sig'))
     except (UnicodeDecodeError, json.JSONDecodeError) as e: raise ReidError(f'{file} is no JSON: {e}.') from e
     images, ann = _records(coco, 'images', file), _records(coco, 'annotations', file)

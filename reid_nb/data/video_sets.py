@@ -6,7 +6,7 @@
 __all__ = ['MARS', 'ILIDSVID', 'PRID2011', 'DUKEMTMCVIDREID', 'VIDEO_SPECS', 'frames_to_tracklets', 'read_mat', 'mars_rows',
            'mars', 'ilidsvid_rows', 'ilidsvid', 'prid2011_rows', 'prid2011', 'folder_tracklets', 'dukemtmcvidreid']
 
-# %% ../../nbs/data/13_video_sets.ipynb #c6fe46e42
+# %% ../../nbs/data/13_video_sets.ipynb #c68d87f3
 import json
 import os
 import re
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ReidError
-from .datasets import Spec, _some, folder_rows, parts_of, read_dataset
+from .datasets import Spec, _some, folder_rows, load_mat, parts_of, read_spec
 from .image_sets import PASSERS_BY
 
 # %% ../../nbs/data/13_video_sets.ipynb #c19a1afb4
@@ -38,19 +38,14 @@ def frames_to_tracklets(
     out = groups.first().assign(frames=groups.path.agg(list)).reset_index().drop(columns=['_n', 'frame'], errors='ignore')
     return out[out.frames.map(len) >= min_frames].reset_index(drop=True)
 
-# %% ../../nbs/data/13_video_sets.ipynb #c620ff14c
+# %% ../../nbs/data/13_video_sets.ipynb #a75766ac
 def read_mat(
     path,       # a .mat file of version 4 to 7.2
     key:str,    # the variable
     columns:int=None, # how many columns it must have; None: any
 ) -> np.ndarray: # the variable; structs become dicts, 1 × 1 cells what they hold; raises `ReidError` for a missing or misshapen one
     "Read one variable of a MATLAB file"
-    try: from scipy.io import loadmat
-    except ImportError as e: raise ImportError('Reading .mat files needs scipy: pip install scipy') from e
-    if not Path(path).is_file(): raise FileNotFoundError(f'There is no file {path}.')
-    try: holds = loadmat(path, simplify_cells=True)
-    except Exception as e: # each kind of damage has its own
-        raise ReidError(f'{path} can\'t be read as a MATLAB file: {e} Unpack it again.') from e
+    holds = load_mat(path, simplify_cells=True)
     if key not in holds: raise ReidError(f'{path} has no variable {key!r}, only {_some(o for o in holds if not o.startswith("__"))}. Is it another version of the file?')
     found = holds[key]
     if columns is not None and np.shape(found) == (columns,): found = found[None] # a single line
@@ -107,7 +102,7 @@ MARS = Spec(
     licence='For research only.',
     ethics=PASSERS_BY)
 
-# %% ../../nbs/data/13_video_sets.ipynb #d6a0841d
+# %% ../../nbs/data/13_video_sets.ipynb #b72f94d9
 def mars(
     root,            # folder with `bbox_train`, `bbox_test` and `info`, or the one above it
     junk:bool=True,  # keep the 870 junk tracklets (pid -1) in the gallery? Without them it has 9,330 rows
@@ -115,7 +110,7 @@ def mars(
     min_frames:int=1, # shorter tracklets are left out
 ) -> pd.DataFrame: # an item table with `tid` and `frames`
     "Read MARS (Zheng et al., ECCV 2016) from `root`"
-    return read_dataset(MARS, root, junk=junk, check=check, min_frames=min_frames)
+    return read_spec(MARS, root, junk=junk, check=check, min_frames=min_frames)
 
 # %% ../../nbs/data/13_video_sets.ipynb #c09f2227
 def _two_cameras(spec, home, min_frames): # a row per tracklet of both cameras, `person` is the folder's name
@@ -137,7 +132,7 @@ def _one_split(spec, splits, split_id): # the split called for, or an error
     if not 0 <= split_id < len(splits): raise ValueError(f'{spec.name} has the splits 0 to {len(splits) - 1}, not {split_id}.')
     return splits[split_id]
 
-# %% ../../nbs/data/13_video_sets.ipynb #c312b2af2
+# %% ../../nbs/data/13_video_sets.ipynb #e8583be7
 def ilidsvid_rows(
     spec:Spec,
     home:Path,
@@ -170,9 +165,9 @@ def ilidsvid(
     min_frames:int=1, # shorter tracklets are left out
 ) -> pd.DataFrame: # an item table with `tid` and `frames`
     "Read a split of iLIDS-VID (Wang et al., ECCV 2014) from `root`"
-    return read_dataset(ILIDSVID, root, check=check, split_id=split_id, min_frames=min_frames)
+    return read_spec(ILIDSVID, root, check=check, split_id=split_id, min_frames=min_frames)
 
-# %% ../../nbs/data/13_video_sets.ipynb #e7840509
+# %% ../../nbs/data/13_video_sets.ipynb #f34863ec
 def prid2011_rows(
     spec:Spec,
     home:Path,
@@ -204,9 +199,9 @@ def prid2011(
     min_frames:int=1, # shorter tracklets are left out
 ) -> pd.DataFrame: # an item table with `tid` and `frames`
     "Read a split of PRID-2011's tracklets (Hirzer et al., SCIA 2011) from `root`"
-    return read_dataset(PRID2011, root, check=check, split_id=split_id, min_frames=min_frames)
+    return read_spec(PRID2011, root, check=check, split_id=split_id, min_frames=min_frames)
 
-# %% ../../nbs/data/13_video_sets.ipynb #c12481533
+# %% ../../nbs/data/13_video_sets.ipynb #c0807a40c
 def folder_tracklets(
     spec:Spec, # with `levels` `pid` and `track`, and `cam` and `frame` in `pattern`
     home:Path,
@@ -237,7 +232,7 @@ def dukemtmcvidreid(
     min_frames:int=1, # shorter tracklets are left out
 ) -> pd.DataFrame: # an item table with `tid`, `frames` and `start`
     "Read DukeMTMC-VideoReID (Wu et al., CVPR 2018) from `root`"
-    return read_dataset(DUKEMTMCVIDREID, root, check=check, min_frames=min_frames)
+    return read_spec(DUKEMTMCVIDREID, root, check=check, min_frames=min_frames)
 
 # %% ../../nbs/data/13_video_sets.ipynb #c45210019
 VIDEO_SPECS = {o.name: o for o in (MARS, ILIDSVID, PRID2011, DUKEMTMCVIDREID)} # by name, as `read_dataset` takes them
