@@ -142,7 +142,7 @@ def _torch(model, x, dtype, n, fold=True, compiled=False):
 def _eager(*args): return _torch(*args, fold=False)
 def _compile(*args): return _torch(*args, compiled=True)
 
-# %% ../../nbs/models/58_fast.ipynb #c0dc45807
+# %% ../../nbs/models/58_fast.ipynb #c2cd26d04
 def _onnx(model, x, dtype, n):
     if dtype: raise ValueError(f"onnxruntime computes in float32 here, not {dtype}; `how='openvino'` and `how='compile'` know 16 bits.")
     run = onnx_session(onnx_bytes(still_copy(fold_norms(model, x.shape[-2:])), x[:2].cpu()), device=str(x.device))
@@ -150,11 +150,11 @@ def _onnx(model, x, dtype, n):
 
 def _openvino(model, x, dtype, n):
     if x.is_cuda: raise ValueError("OpenVINO computes on the CPU here: pass `device='cpu'`.")
+    if dtype == 'fp16': raise ValueError("OpenVINO computes 'fp16' as 'bf16' on processors that lack it, without saying so: pass `dtype='bf16'`.")
     ov, n = need('openvino', "`how='openvino'`"), n or 8
     graph = ov.Core().read_model(onnx_bytes(still_copy(model), x[:2])) # by way of ONNX it starts in a quarter of the time
     graph.reshape([n, *x.shape[1:]])
-    precision = dict(bf16='bf16', fp16='f16').get(dtype, 'f32')
-    engine = ov.Core().compile_model(graph, 'CPU', dict(INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='THROUGHPUT', INFERENCE_NUM_THREADS=torch.get_num_threads()))
+    engine = ov.Core().compile_model(graph, 'CPU', dict(INFERENCE_PRECISION_HINT=dtype or 'f32', PERFORMANCE_HINT='THROUGHPUT', INFERENCE_NUM_THREADS=torch.get_num_threads()))
     queue = ov.AsyncInferQueue(engine)
     def run(parts):
         out = [None] * len(parts)
