@@ -177,6 +177,8 @@ def test_a_name_needs_weights(items, model, tmp_path):
     torch.save(model.state_dict(), tmp_path/'w.pth')
     named = FeatureExtractor('osnet_x0_25', tmp_path/'w.pth', size=SIZE, device='cpu')
     assert close(named(items[:3]), FeatureExtractor(model, size=SIZE)(items[:3]))
+    same = FeatureExtractor('osnet_x0_25', tmp_path/'w.pth', size=SIZE, device='cpu') # has another random classifier
+    assert named.weights_id == same.weights_id != FeatureExtractor(osnet_x0_25(5), size=SIZE).weights_id
     assert FeatureExtractor('osnet_x0_25', 'random', size=SIZE, device='cpu').n_feats == 512
 
 

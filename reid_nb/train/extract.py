@@ -88,7 +88,7 @@ def _refuse(bad): # one error for all files that can't be read
     shown = '; '.join(f'{path} {why}' for path, why in list(bad.values())[:10])
     raise ReidError(f'{len(bad)} picture{"s" * (len(bad) > 1)} can\'t be read: {shown}{" …" * (len(bad) > 10)}. Restore them, or pass `skip=True` to go on without them.')
 
-# %% ../../nbs/train/12_extract.ipynb #b90f4b29
+# %% ../../nbs/train/12_extract.ipynb #c919b9d1c
 class FeatureExtractor:
     "Pictures in, features out"
     def __init__(self,
@@ -122,9 +122,10 @@ def _by_name(name, weights, size, kwargs): # a model; never a random one by acci
         raise ReidError(f"{name} without weights is a random network. Pass `weights=` a checkpoint file, 'imagenet' for models of timm, or 'random' if you mean it.")
     return create_model(name, 1, weights=None if weights == 'random' else weights, size=size, **kwargs)
 
-def _digest(model): # what tells these weights from others
+def _digest(model): # what tells these weights from others; a classifier has no part in a feature, and is random where the file had one for other people
     h = blake2b(digest_size=12)
-    for k, o in model.state_dict().items(): h.update(k.encode() + o.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for k, o in model.state_dict().items():
+        if not k.startswith('classifier'): h.update(k.encode() + o.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 # %% ../../nbs/train/12_extract.ipynb #f770e754
