@@ -476,10 +476,12 @@ def test_the_memory_of_a_batch_is_free_as_soon_as_nobody_holds_it(items, cache):
     dls = loaders(items, cache=cache, tfms=[OnePass()])
     epochs(dls, 1)
     gc.collect()
+    def held(): return [o for o in gc.get_objects() if type(o) is TensorImage]
+    before = {id(o) for o in (others := held())} # of other tests
     gc.disable() # a cycle, such as a traceback, would wait for it
     try:
         for x, y in dls.train: del x, y
-        assert not [o for o in gc.get_objects() if type(o) is TensorImage]
+        assert not {id(o) for o in held()} - before and len(others) == len(before)
     finally: gc.enable()
 
 
