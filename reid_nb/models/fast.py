@@ -168,7 +168,7 @@ def _openvino(model, x, dtype, n):
 WAYS = dict(eager=_eager, fold=_torch, compile=_compile, onnx=_onnx, openvino=_openvino)
 _one_length = ('compile', 'openvino') # engines that are built for parts of one length
 
-# %% ../../nbs/models/58_fast.ipynb #c85c45a45
+# %% ../../nbs/models/58_fast.ipynb #c3174d6e1
 class FastModel:
     "A model behind one call: (n,3,h,w) normalised pictures to (n,d) features in float32"
     training = False
@@ -177,14 +177,16 @@ class FastModel:
         self.start_s = self.error = self.diff = self.n_feats = None # seconds until the first features; 1 − cosine, and largest difference, to float32
     @torch.no_grad()
     def __call__(self, x):
-        if tuple(x.shape[1:]) != (3, *self.size): raise ValueError(f'This model was made for pictures (n,3,{self.size[0]},{self.size[1]}), not {tuple(x.shape)}. Make another: `fast_model(…, size={tuple(x.shape[-2:])})`.')
+        if tuple(x.shape[1:]) != (3, *self.size):
+            raise ValueError(f'This model was made for pictures (n,3,{self.size[0]},{self.size[1]}), not {tuple(x.shape)}. '
+                             f'Make another: `fast_model(…, size={tuple(x.shape[-2:])})`.')
         parts = list(x.as_subclass(torch.Tensor).to(self.device, torch.float32).contiguous().split(self.n))
         if self.how in _one_length and len(parts[-1]) < self.n: parts[-1] = F.pad(parts[-1], (0, 0, 0, 0, 0, 0, 0, self.n - len(parts[-1])))
         return torch.cat(list(self.run(parts)))[:len(x)]
     def __repr__(self):
         return f'{self.how} {self.dtype or "float32"}, {self.size[0]}×{self.size[1]}, {self.n} at a time; started in {self.start_s:.1f} s, 1 − cosine to float32 {self.error:.0e}'
 
-# %% ../../nbs/models/58_fast.ipynb #c7e97fd0e
+# %% ../../nbs/models/58_fast.ipynb #c5dde00d4
 @torch.no_grad()
 def fast_model(
     model:nn.Module,     # (n,3,h,w) to (n,d) in evaluation; it is copied
@@ -207,8 +209,10 @@ def fast_model(
     out = FastModel(run, how, dtype, size, n, device)
     got = out(x)
     out.start_s, (out.error, out.diff), out.n_feats = time.perf_counter() - start, distance_of(got, want), want.shape[1]
-    if not out.error <= (tol or (1e-2 if dtype else 1e-6)):
-        raise ReidError(f'how={how!r}, dtype={dtype!r} gives other features than the model: 1 − cosine is {out.error:.1e}, and {tol or (1e-2 if dtype else 1e-6):.0e} is accepted. Take another way, or raise `tol`.')
+    tol = tol or (1e-2 if dtype else 1e-6)
+    if not out.error <= tol:
+        raise ReidError(f'how={how!r}, dtype={dtype!r} gives other features than the model: 1 − cosine is {out.error:.1e}, and {tol:.0e} is accepted. '
+                        'Take another way, or raise `tol`.')
     return out
 
 # %% ../../nbs/models/58_fast.ipynb #c376eb354

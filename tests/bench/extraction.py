@@ -40,10 +40,14 @@ def peer_extractor(name, file, checkout):
     "Torchreid's own, on the CPU"
     sys.path.insert(0, str(checkout))
     for o in ('torchreid.engine', 'torchreid.data', 'torchreid.metrics', 'torchreid.losses', 'torchreid.optim', 'gdown', 'tensorboard', 'yacs', 'h5py', 'cv2'): sys.modules.setdefault(o, MagicMock())
-    import io, contextlib
+    import io, contextlib, torch
     with contextlib.redirect_stdout(io.StringIO()):
         from torchreid.utils import FeatureExtractor
-        return FeatureExtractor(model_name=name, model_path=str(file), image_size=SIZE, device='cpu', verbose=False)
+        peer = FeatureExtractor(model_name=name, model_path=str(file), image_size=SIZE, device='cpu', verbose=False)
+    own, there = peer.model.state_dict(), torch.load(file, map_location='cpu', weights_only=True)
+    if missing := [k for k in own if k not in there and not k.startswith('classifier')]: # which it says in a warning, and goes on with random weights
+        raise ValueError(f'{len(missing)} of {len(own)} tensors of Torchreid\'s {name} are not in our file: these are two networks')
+    return peer
 
 # ---- measuring
 
