@@ -31,7 +31,7 @@ from ..models.fast import fast_model
 from ..models.zoo import create_model, load_weights
 from .embed import features_of
 
-# %% ../../nbs/train/12_extract.ipynb #c715f96fc
+# %% ../../nbs/train/12_extract.ipynb #c7b6bb3d3
 IMAGE_FILES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.gif')
 
 def image_files(
@@ -51,13 +51,16 @@ def _things(images): # anything → an iterable of paths, images, arrays (h,w,3)
 
 def _rgb(o, channels): # a Pillow image, RGB, of an image or array
     if isinstance(o, Image.Image): return o if o.mode == 'RGB' else o.convert('RGB')
-    if o.dtype != np.uint8 or o.ndim != 3 or o.shape[2] != 3: raise ReidError(f'An array must be a picture (h,w,3) of bytes, not {o.shape} {o.dtype}. Grey: `np.stack([x] * 3, -1)`; floats in [0,1]: `(x * 255).astype("uint8")`.')
-    if channels not in ('rgb', 'bgr'): raise ReidError("Arrays don't say which channel is red. Pass `channels='bgr'` for pictures that OpenCV read, `channels='rgb'` for those of Pillow, imageio, matplotlib.")
+    if o.dtype != np.uint8 or o.ndim != 3 or o.shape[2] != 3:
+        raise ReidError(f'An array must be a picture (h,w,3) of bytes, not {o.shape} {o.dtype}. Grey: `np.stack([x] * 3, -1)`; floats in [0,1]: `(x * 255).astype("uint8")`.')
+    if channels not in ('rgb', 'bgr'):
+        raise ReidError("Arrays don't say which channel is red. Pass `channels='bgr'` for pictures that OpenCV read, `channels='rgb'` for those of Pillow, imageio, matplotlib.")
     return Image.fromarray(np.ascontiguousarray(o[..., ::-1] if channels == 'bgr' else o))
 
 def _bytes(o, size, channels): # (3,h,w) bytes of one thing; a tensor of floats as it is
     if isinstance(o, torch.Tensor) and o.is_floating_point():
-        if tuple(o.shape) != (3, *size): raise ReidError(f'Tensors of floats are taken for normalised pictures (3,{size[0]},{size[1]}), and this one is {tuple(o.shape)}. Pass bytes (uint8), which are resized.')
+        if tuple(o.shape) != (3, *size):
+            raise ReidError(f'Tensors of floats are taken for normalised pictures (3,{size[0]},{size[1]}), and this one is {tuple(o.shape)}. Pass bytes (uint8), which are resized.')
         return o
     if isinstance(o, torch.Tensor): o, channels = o.permute(1, 2, 0).cpu().numpy(), 'rgb'
     if isinstance(o, (str, os.PathLike)): o = _open(o)
@@ -128,7 +131,7 @@ def _digest(model): # what tells these weights from others; a classifier has no 
         if not k.startswith('classifier'): h.update(k.encode() + o.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/train/12_extract.ipynb #f770e754
+# %% ../../nbs/train/12_extract.ipynb #c5467154f
 @patch
 def _tensor(self:FeatureExtractor, out): # pixels or normalised tensors → (n,3,h,w) normalised, on the device
     floats = [isinstance(o, torch.Tensor) for o in out]
@@ -166,6 +169,7 @@ def batches(self:FeatureExtractor,
     if progress and n_batches > 1: it = progress_bar(it, total=n_batches, leave=False)
     for feats in it: yield rows.popleft(), feats
 
+# %% ../../nbs/train/12_extract.ipynb #d05649f3
 @patch
 def _look_through(self:FeatureExtractor, things, channels): # read the rest, without the model, to name all bad files at once
     if hasattr(things, '__len__'):
@@ -232,19 +236,21 @@ def _paths(images): # a list of paths, or an error
     if all(map(_is_path, things)) and things: return things
     raise ReidError('`to_file` goes on after an interruption, so it needs pictures that are files: a table, a folder or a list of paths. For others, use `batches` or a call.')
 
-# %% ../../nbs/train/12_extract.ipynb #d97383e5
+# %% ../../nbs/train/12_extract.ipynb #c4cc13cc9
 @patch
 def _fill(self:FeatureExtractor, table, part, state, done, skip, progress): # compute the rows from `done` on
     out = np.lib.format.open_memmap(part, 'r+' if done['done'] else 'w+', np.float32, (len(table), self.n_feats))
     first, skipped = done['done'], dict(done['skipped'])
-    with atomic_path(state) as p: p.write_text(json.dumps(done))
+    def note(n): # that the first n rows are done
+        with atomic_path(state) as p: p.write_text(json.dumps(done | dict(done=n, skipped={k: o for k, o in skipped.items() if int(k) < n})))
+    note(first)
     for rows, feats in self.batches(list(table.path[first:]), skip=skip, progress=progress):
         out[[first + i for i in rows]] = feats
         out.flush()
         skipped |= {str(first + i): o for i, o in self.skipped.items()}
-        with atomic_path(state) as p: p.write_text(json.dumps(done | dict(done=first + rows[-1] + 1, skipped={k: o for k, o in skipped.items() if int(k) <= first + rows[-1]})))
+        note(first + rows[-1] + 1)
     skipped |= {str(first + i): o for i, o in self.skipped.items()}
-    with atomic_path(state) as p: p.write_text(json.dumps(done | dict(done=len(table), skipped=skipped)))
+    note(len(table))
 
 def _finish(table, path, part, state, key): # the table and the description, and the array's name last
     skipped = _load_json(state)['skipped']
