@@ -85,7 +85,7 @@ class ExportReport:
         return (f'{self.path.name}: {self.meta["name"]}, pictures of {h}×{w} to {self.meta["n_feats"]} numbers, {self.mb:.1f} MB, {self.seconds:.1f} s; '
                 f'features differ by {self.diff:.0e} of the largest at most, 1 − cosine by {self.cos:.0e}')
 
-# %% ../../nbs/models/56_export.ipynb #c6f908d56
+# %% ../../nbs/models/56_export.ipynb #c6e3109da
 def still_copy(model): # for tracing: in evaluation, on the CPU, float32, without gradients
     "Copy a model that others will use"
     return deepcopy(model).cpu().float().eval().requires_grad_(False)
@@ -100,6 +100,7 @@ def _quiet(): # tracing tells about its own future, and about every shape that b
         warnings.simplefilter('ignore')
         yield
 
+# %% ../../nbs/models/56_export.ipynb #c313e2bc8
 @contextlib.contextmanager
 def _with_siblings(tmp): # yields a function that lists `tmp` and the files that OpenVINO writes beside it; those that are left in the end are removed
     def files(): return [tmp, *(o for o in sorted(tmp.parent.glob(f'{escape(tmp.stem)}.*')) if o != tmp)]
