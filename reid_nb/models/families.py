@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'shapes_of', 'best_match']
 
-# %% ../../nbs/models/39_families.ipynb #bc532a93
+# %% ../../nbs/models/39_families.ipynb #c3cf4a741
 from collections.abc import Callable
 from functools import cache
 
@@ -17,10 +17,12 @@ from .mudeep import MUDEEPS
 from .osnet import OSNETS
 from .osnet_ain import OSNETS_IN
 from .parts import PARTS
+from .resnets import RESNETS
+from .senets import SENETS
 from .small import SMALLS
 
-# %% ../../nbs/models/39_families.ipynb #d5c52af2
-NETWORKS:dict[str, Callable] = {**OSNETS, **OSNETS_IN, **CLASSICS, **SMALLS, **PARTS, **ATTENTIONS, **MUDEEPS} # name to a function of the number of classes
+# %% ../../nbs/models/39_families.ipynb #c1976032f
+NETWORKS:dict[str, Callable] = {**OSNETS, **OSNETS_IN, **RESNETS, **SENETS, **CLASSICS, **SMALLS, **PARTS, **ATTENTIONS, **MUDEEPS} # name to a function of the number of classes
 
 # %% ../../nbs/models/39_families.ipynb #c937eb8aa
 @cache
@@ -30,17 +32,20 @@ def shapes_of(
     "Name the tensors of a network without making their numbers"
     with torch.device('meta'): return {k: tuple(o.shape) for k, o in NETWORKS[name](1).state_dict().items()}
 
-# %% ../../nbs/models/39_families.ipynb #eb82bc11
+# %% ../../nbs/models/39_families.ipynb #c91ce7f29
 def best_match(
     state:dict,       # name to tensor, as in a file
     least:float=.9,   # share of names and shapes that must agree
 ) -> str|None: # a key of `NETWORKS`, or None
     "Find the network that a state dict was saved from"
-    have = {(k, tuple(o.shape)) for k, o in state.items() if not _is_head(k)}
+    have = _outline({k: tuple(o.shape) for k, o in state.items()})
     def agree(name):
-        own = {(k, o) for k, o in shapes_of(name).items() if not _is_head(k)}
+        own = _outline(shapes_of(name))
         return len(own & have) / max(len(own | have), 1)
     best = max(NETWORKS, key=agree)
     return best if agree(best) >= least else None
 
-def _is_head(k): return k.startswith(('classifier', 'fc.weight', 'fc.bias', 'last_linear')) or k.endswith('num_batches_tracked')
+def _is_head(k): return k.startswith(('classifier', 'fc.weight', 'fc.bias', 'last_linear'))
+
+def _outline(shapes): # names and shapes; of classifiers names alone
+    return {(k, None if _is_head(k) else o) for k, o in shapes.items() if not k.endswith('num_batches_tracked')}

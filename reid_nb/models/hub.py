@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save_model', 'push_to_hub', 'pull_from_hub']
 
-# %% ../../nbs/models/54_hub.ipynb #c295c01b3
+# %% ../../nbs/models/54_hub.ipynb #c5562259f
 import json
 import tempfile
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..core import ReidError, atomic_path
+from .families import NETWORKS
 from .weights import load_weights
 from .zoo import create_model
 
@@ -43,7 +44,7 @@ def _figures(metrics): # metrics as a table in Markdown
     def fmt(v): return f'{v:.4f}' if isinstance(v, float) else str(v)
     return '| figure | value |\n|---|---|\n' + '\n'.join(f'| {k} | {fmt(v)} |' for k, v in metrics.items()) + '\n'
 
-# %% ../../nbs/models/54_hub.ipynb #d7df82c9
+# %% ../../nbs/models/54_hub.ipynb #a4a4aaec
 def save_model(
     model:torch.nn.Module, # made by `create_model`
     folder,                # to write; it is made
@@ -57,7 +58,7 @@ def save_model(
 ) -> Path: # the folder
     "Write weights, configuration and card"
     folder, options = Path(folder), dict(options or {})
-    with torch.device('meta'): twin = create_model(name, model.n_classes, size=tuple(size), **options).state_dict()
+    with torch.device('meta' if name in NETWORKS else 'cpu'): twin = create_model(name, model.n_classes, size=tuple(size), **options).state_dict()
     own = model.state_dict()
     if {k: o.shape for k, o in twin.items()} != {k: o.shape for k, o in own.items()}:
         raise ReidError(f'create_model({name!r}, {model.n_classes}) makes another network than this {type(model).__name__}. Pass the name and the `options` that it was made with.')

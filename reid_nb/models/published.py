@@ -187,12 +187,12 @@ def _get(archive, folder, **kwargs): # download, by way of a page with a form if
         if 'sent a web page' not in str(e) or not (there := _behind_page(archive.url)): raise
     return download(archive._replace(url=there), folder, **kwargs)
 
-# %% ../../nbs/models/52_published.ipynb #c829ab56
+# %% ../../nbs/models/52_published.ipynb #c5395b3de
 def _check(path, name): # raise `ReidError` unless the file holds weights of the network that `name` speaks of
     state = _state_of(read_checkpoint(path), str(path))
     model = _table().loc[[name]].model.iloc[0] if name in _table().index else None
     if model not in NETWORKS: return
-    own = {k: torch.empty(o, device='meta') for k, o in shapes_of(model).items() if not _is_head(k)}
+    own = {k: torch.empty(o, device='meta') for k, o in shapes_of(model).items() if not _is_head(k) and not k.endswith('num_batches_tracked')}
     if (n := _fit(own, _translate(own, state)[1])) < .8 * len(own):
         raise ReidError(f'{path} has {n} of the {len(own)} tensors of {model}: it is another file.')
 

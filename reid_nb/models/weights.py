@@ -169,7 +169,7 @@ def _body_filter(model, state): # a file for the body of an `Embedder`, as timm 
     try: return {k: o for k, o in convert(dict(state), body).items() if isinstance(o, torch.Tensor)}
     except Exception: return state # not a file for this body: what differs is said below
 
-# %% ../../nbs/models/40_weights.ipynb #c544a79c2
+# %% ../../nbs/models/40_weights.ipynb #b541a2e1
 def _look_at(model, own, found, heads): # (the file's tensors under their names here, a report)
     layout, state = _translate(own, found)
     if layout == 'a body of torchvision or timm': state = _rename(_body_filter(model, found), layout)
@@ -182,7 +182,9 @@ def _tolerated(model, own, state, report, heads, strict): # names that may diffe
     if strict is True: return set()
     if strict is False: return {*report.missing, *report.unexpected, *report.mismatched}
     zero = {k for k in report.unexpected if k.endswith('.bias') and _within(k, ['neck']) and not state[k].any()} # a frozen bias
-    away = zero | {k for k in report.unexpected if k in ('pixel_mean', 'pixel_std')}
+    seen = {state[k].data_ptr() for k in report.loaded if state[k].numel()}
+    twice = {k for k in report.unexpected if state[k].data_ptr() in seen} # a second name for the same numbers
+    away = zero | twice | {k for k in report.unexpected if k in ('pixel_mean', 'pixel_std')}
     away |= {k for k in [*report.missing, *report.unexpected, *report.mismatched] if _within(k, heads)}
     if (imagenet := _from_imagenet(own, state, report.layout)) is not None:
         new = [k for k in report.missing if _within(k, [*heads, *getattr(model, 'new_layers', ()), 'pool', 'neck'])]
