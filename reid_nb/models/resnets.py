@@ -115,7 +115,7 @@ def resnet50_fc512(n_classes:int, last_stride:int=1, fc_dims=(512,), **kwargs) -
     "ResNet-50 with a large last map and a feature of 512; ImageNet file: that of `resnet50`"
     return resnet50(n_classes, last_stride=last_stride, fc_dims=fc_dims, **kwargs)
 
-# %% ../../nbs/models/25_resnets.ipynb #eda3801d
+# %% ../../nbs/models/25_resnets.ipynb #c4c22ff9
 class BottleneckIN(Bottleneck):
     "Residual block that ends in an instance norm"
     def __init__(self, *args, **kwargs):
@@ -126,7 +126,6 @@ class BottleneckIN(Bottleneck):
         out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
         return self.relu(self.IN(out + (x if self.downsample is None else self.downsample(x))))
 
-# %% ../../nbs/models/25_resnets.ipynb #d99c7038
 @_options
 def resnet50_ibn_a(n_classes:int, **kwargs) -> ResNet:
     "ResNet-50, in the first three stages half instance norm; ImageNet file: `resnet50_ibn_a-d9d0bb7b.pth` of IBN-Net's authors"
