@@ -91,7 +91,7 @@ WRONG = [
     ('11.3', lambda x, *w: sigmoid(opening(x, *w)), 'Multiply the maps'), ('11.3', lambda x, *w: x * sigmoid(opening(x, *w, act=lambda o: o))[..., None, None], 'ReLU stands between'),
     ('11.3', lambda x, *w: x * opening(x, *w)[..., None, None], 'sigmoid is missing'), ('11.3', lambda x, *w: x * F.softmax(torch.from_numpy(opening(x, *w)), 1).numpy()[..., None, None], 'at the cost'),
     ('11.3', lambda x, *w: gate(x.max((2, 3), keepdims=True), *w) / x.max((2, 3), keepdims=True) * x, 'not the largest'), ('11.3', lambda x, *w: x * sigmoid(opening(x.mean(0, keepdims=True), *w))[..., None, None], 'over the batch'),
-    ('11.3', lambda x, *w: x * sigmoid(opening(x, *w)), 'raises ValueError'), ('11.3', lambda x, *w: None, 'was `return` forgotten'),
+    ('11.3', lambda x, *w: x * sigmoid(opening(x, *w)), 'two axes of length 1'), ('11.3', lambda x, *w: None, 'was `return` forgotten'),
     ('11.4', 3, 'Pass the class itself'), ('11.4', OSBlock(32, 64), 'Pass the class itself'), ('11.4', lambda ni, nf: 5, 'not an `nn.Module` but a int'), ('11.4', ConvNorm, r'no conv1.conv.weight \(and lacks \d+ of \d+ in all\); it does have conv.weight'),
     ('11.4', Biased, "conv1.conv.bias, which the checkpoints don't"), ('11.4', Lines, r'gate.fc1.weight has the shape \(1, 16\), and \(1, 16, 1, 1\)'), ('11.4', Chains, 'no conv2a.conv1.weight'),
     ('11.4', changed(skipped=False), "input isn't added"), ('11.4', changed(last=False), 'last ReLU is missing'), ('11.4', changed(gated=False), 'without their gate'), ('11.4', ReluInside, 'no ReLU of its own'),

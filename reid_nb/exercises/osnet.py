@@ -48,11 +48,11 @@ _SEE_SLIPS = ((lambda layers: 1 + sum(ks - 1 for ks, _ in layers), 'After a stri
               (lambda layers: layers[0][0], 'A later layer sees through all earlier ones.'),
               (_steps_too_soon, 'A stride spreads the positions that come after it, not those of its own window.'))
 
-# %% ../../nbs/exercises/11_osnet.ipynb #ee9e9f31
-def _toy_gate(seed): # maps (2,4,3,2) and the weights of a gate with three hidden numbers; every other time with values that leave the ReLU shut
+# %% ../../nbs/exercises/11_osnet.ipynb #c68858d6f
+def _toy_gate(seed): # maps (2,2,1,2) and the weights of a gate with three hidden numbers; every other time with biases that shut the ReLU more often
     rng = np.random.default_rng(seed)
-    w1, w2 = rng.normal(size=(3, 4)).round(1), rng.normal(size=(4, 3)).round(1)
-    return rng.random((2, 4, 3, 2)).round(1), w1, rng.normal(size=3).round(1) - seed % 2, w2, rng.normal(size=4).round(1)
+    w1, w2 = rng.normal(size=(3, 2)).round(1), rng.normal(size=(2, 3)).round(1)
+    return rng.random((2, 2, 1, 2)).round(1), w1, (rng.normal(size=3) - seed % 2).round(1), w2, rng.normal(size=2).round(1)
 
 def _sigmoid(o): return 1 / (1 + np.exp(-o))
 def _opening(x, w1, b1, w2, b2, relu=True, squeeze=lambda x: x.mean((2, 3))): # (n,c)
@@ -66,6 +66,7 @@ def _softmax_gate(x, *w):
 
 _GATE_SLIPS = ((lambda x, *w: _sigmoid(_opening(x, *w)), 'That is how far the gate is open. Multiply the maps by it.'),
                (lambda x, *w: _sigmoid(_opening(x, *w))[..., None, None], 'That is how far the gate is open. Multiply the maps by it.'),
+               (lambda x, *w: x * _sigmoid(_opening(x, *w)), 'A gate of the shape (n,c) is spread over the last two axes of x. Put two axes of length 1 behind it.'),
                (lambda x, *w: x * _sigmoid(_opening(x, *w, relu=False))[..., None, None], 'A ReLU stands between its two layers.'),
                (lambda x, *w: x * _opening(x, *w)[..., None, None], 'What opens between 0 and 1? The sigmoid is missing.'),
                (_softmax_gate, 'With a softmax, one channel opens at the cost of the others. A sigmoid opens each for itself.'),
