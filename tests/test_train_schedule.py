@@ -14,6 +14,7 @@ from reid_nb.data.block import ReidDataLoaders
 from reid_nb.data.synth import synth_people
 from reid_nb.models.groups import layer_groups, staged_lr
 from reid_nb.train.callbacks import CenterLossCallback, CheckpointCallback
+from reid_nb.train.finetune import FixBaseCallback, layer_changes
 from reid_nb.train.learner import reid_learner
 from reid_nb.train.schedule import EpochSchedule, make_optimizer, step_factor
 from torch import nn
@@ -129,7 +130,7 @@ class PowerCut(Callback):
 
 def test_a_checkpointed_run_goes_on_exactly_with_schedule_and_centers(dls, tmp_path):
     def run(path, *cbs):
-        learn = reid_learner(dls, 'osnet_x0_25', cbs=CenterLossCallback(), seed=3, opt_func=make_optimizer('amsgrad', wd_bn_bias=False))
+        learn = reid_learner(dls, 'osnet_x0_25', cbs=[CenterLossCallback(), FixBaseCallback(1)], seed=3, opt_func=make_optimizer('amsgrad', wd_bn_bias=False))
         return fit(learn, 3, 1e-3, cbs=[EpochSchedule(step_factor('cosine', 3, warmup_epochs=1)), CheckpointCallback(path), *cbs])
     whole = run(tmp_path/'whole.pth')
     with pytest.raises(KeyboardInterrupt): run(tmp_path/'broken.pth', PowerCut())
@@ -137,3 +138,26 @@ def test_a_checkpointed_run_goes_on_exactly_with_schedule_and_centers(dls, tmp_p
     assert again.recorder.values == whole.recorder.values and again.recorder.lrs == whole.recorder.lrs
     assert same(weights(whole), weights(again))
     assert torch.equal(whole.center_loss.losses[0].centers, again.center_loss.losses[0].centers)
+
+
+def test_two_steps_with_osnet_leave_all_but_the_open_layers_as_they_were(dls):
+    learn = reid_learner(dls, 'osnet_x0_25', opt_func=make_optimizer('amsgrad'), seed=0)
+    before = weights(learn)
+    fit(learn, 1, 1e-3, cbs=FixBaseCallback(1, ['fc', 'classifier']))
+    now = layer_changes(before, learn.model)
+    assert set(now.index[now.moved > 0]) == {'fc', 'classifier'} == set(now.index[now.stats_moved > 0]) | {'classifier'}
+    assert all(p.requires_grad for p in learn.model.parameters())
+    with pytest.raises(ValueError, match='its children are'): fit(learn, 1, cbs=FixBaseCallback(1, 'head'))
+    assert all(p.requires_grad for p in learn.model.parameters())
+    fit(learn, 2, 1e-3, cbs=FixBaseCallback(1))
+    assert (layer_changes(before, learn.model).moved > 0).all()
+
+
+def test_a_fit_broken_off_while_layers_stood_opens_them_in_the_next():
+    learn = toy(opt_func=make_optimizer('adam'))
+    with pytest.raises(KeyboardInterrupt): fit(learn, 4, cbs=[FixBaseCallback(3, 'classifier'), PowerCut()])
+    before = weights(learn)
+    fit(learn, 2, cbs=FixBaseCallback(1, 'classifier'))
+    assert (layer_changes(before, learn.model).moved > 0).all()
+    with pytest.raises(KeyboardInterrupt): fit(learn, 4, cbs=[FixBaseCallback(3, 'classifier'), PowerCut()])
+    with pytest.raises(ReidError, match='does not know'): fit(learn, 2, cbs=FixBaseCallback(1, 'classifier'), reset_opt=True)
