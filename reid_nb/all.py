@@ -13,7 +13,7 @@ with warnings.catch_warnings(): # torch warns about itself when fastai is import
     from fastai.callback.all import CSVLogger, EarlyStoppingCallback, SaveModelCallback
     from fastai.learner import Learner, load_learner
 
-# %% ../nbs/95_all.ipynb #c72623451
+# %% ../nbs/95_all.ipynb #e11ef710
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,21 @@ from .data.own import items_to_market, kfold_by_pid, split_by_camera, split_by_t
 from .data.samplers import (CameraPKSampler, HardPKSampler, PKDataLoader, PKSampler, RandomDatasetSampler, RandomDomainSampler,
     RandomIdentitySampler, SampledDL)
 from .data.synth import synth_clip, synth_people
+from .data.targets import TargetCallback
+from .exercises import angles as _angles, osnet as _osnet, parts as _parts, vit as _vit # their chapters' exercises
 from .losses import CenterLoss, IdLoss, TripletLoss
+from .models.blocks import add_mixstyle, add_nonlocal, to_ibn
+from .models.complexity import complexity
 from .models.embedder import Embedder
+from .models.export import to_onnx, to_openvino, to_torchscript
+from .models.fast import compare_ways, fast_model, keep_memory
 from .models.osnet import osnet_x0_5, osnet_x0_25, osnet_x0_75, osnet_x1_0
-from .models.zoo import create_model, load_weights
+from .models.groups import layer_groups, open_all, open_layers, staged_lr
+from .models.hub import pull_from_hub, push_to_hub
+from .models.published import fetch_weights, published
+from .models.vit import TransReID
+from .models.weights import save_torchreid, to_torchreid
+from .models.zoo import create_model, list_models, load_weights
 from .retrieve import slices as _slices # adds methods to ReidResults, as compare does
 from .retrieve.calibrate import calibrate
 from .retrieve.compare import merge_splits, results_table, to_latex, to_markdown
@@ -60,6 +71,7 @@ from .show.report import save_report
 from .show.widgets import RankBrowser
 from .train.callbacks import CenterLossCallback, CheckpointCallback, ReidEvalCallback, SeedCallback, TripletCallback
 from .train.embed import color_histograms, embed_items, evaluate_model, rank_items
+from .train.extract import FeatureExtractor
 from .train.learner import load_run, reid_learner, save_run
 
 __all__ = [o for o in dir() if not o.startswith('_') and o != 'warnings']

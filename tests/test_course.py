@@ -116,7 +116,8 @@ RIGHT = [
 @pytest.mark.parametrize('number,answer', RIGHT)
 def test_a_right_answer_passes(number, answer): assert check(number, answer_of(number, answer)) == f'{number} is right.'
 
-def test_every_exercise_has_an_answer(): assert {o for o, _ in RIGHT} == set(EXERCISES)
+def test_every_exercise_has_an_answer(): # those of the other chapters are in `reid_nb.exercises`, with tests of their own
+    assert {o for o, _ in RIGHT} == {o for o in EXERCISES if o.split('.')[0] in ('1', '2', '3', '4', '10', '18')}
 
 
 WRONG = [
