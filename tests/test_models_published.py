@@ -183,3 +183,11 @@ def test_pushing_uploads_that_folder(monkeypatch):
 
 def test_nothing_on_the_hub(tmp_path):
     with pytest.raises(ReidError, match='nobody/nothing is no folder here'): pull_from_hub('nobody/nothing', local_files_only=True, cache_dir=tmp_path)
+
+
+def test_published_hacnn_reads_regions_as_it_was_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv('REID_NB_WEIGHTS', str(tmp_path))
+    torch.save(create_model('hacnn', 751).state_dict(), tmp_path / 'hacnn_market1501.pth')
+    assert create_model('hacnn', 5, weights='hacnn_market1501').align_corners
+    assert not create_model('hacnn', 5, weights='hacnn_market1501', align_corners=False).align_corners
+    assert not create_model('hacnn', 5, weights=tmp_path / 'hacnn_market1501.pth').align_corners

@@ -23,7 +23,7 @@ from .families import NETWORKS
 from .published import fetch_weights, imagenet_name, published, weights_file
 from .weights import LoadReport, load_weights
 
-# %% ../../nbs/models/50_zoo.ipynb #c1135d9b
+# %% ../../nbs/models/50_zoo.ipynb #b12b25be
 def _unknown(name): # the error for a name that nobody has
     near = get_close_matches(name, [*NETWORKS, *timm.list_models()], 5, .5)
     return ValueError(f'There is no model {name!r}. Nearest names: {", ".join(near) or "none"}. `list_models("*net*")` searches this kit\'s, `timm.list_models("*net*")` timm\'s.')
@@ -56,6 +56,7 @@ def create_model(
     if n_classes < 1: raise ValueError(f'`n_classes` must be the number of training identities, not {n_classes}.')
     body, own = name.removeprefix('timm/'), name in NETWORKS
     if not own and not timm.is_model(body.split('.')[0]): raise _unknown(name)
+    if name == 'hacnn' and str(weights) in published().index: kwargs = dict(align_corners=True) | kwargs # those files are of a time when regions were read so
     if weights not in (None, 'imagenet'): weights = weights_file(weights)
     if own: model = _make_network(name, n_classes, size, kwargs)
     else: model = Embedder(body, n_classes, size=tuple(size or (256, 128)), **kwargs | (dict(pretrained=True) if weights == 'imagenet' else {}))
