@@ -6,11 +6,13 @@
 __all__ = ['layers_at', 'look', 'add_after', 'NonLocal', 'stages_of', 'add_nonlocal', 'IBN', 'NormAct', 'to_ibn', 'MixStyle',
            'set_cams', 'add_mixstyle']
 
-# %% ../../nbs/models/23_blocks.ipynb #c19c414f0
+# %% ../../nbs/models/23_blocks.ipynb #c35f0646f
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+
+from .layers import as_cams
 
 # %% ../../nbs/models/23_blocks.ipynb #f308268b
 def _names(body, depth): return [k for k, _ in body.named_modules() if k and k.count('.') < depth]
@@ -191,10 +193,10 @@ def to_ibn(
         body.set_submodule(k, _ibn_of(m))
     return list(layers)
 
-# %% ../../nbs/models/23_blocks.ipynb #c049bb41e
+# %% ../../nbs/models/23_blocks.ipynb #a236588a
 def _partners(n, cam, device): # for each row another one: any, or where cameras are known one of another camera
     if cam is None: return torch.randperm(n, device=device)
-    cam = torch.as_tensor(cam, device=device)
+    cam = as_cams(cam, n, device)
     same = (cam[:, None] == cam) & (cam[:, None] >= 0) | torch.eye(n, dtype=torch.bool, device=device)
     draw = torch.rand(n, n, device=device).masked_fill(same, -1)
     return torch.where(same.all(1), torch.arange(n, device=device), draw.argmax(1))

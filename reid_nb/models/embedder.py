@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Embedder']
 
-# %% ../../nbs/models/20_embedder.ipynb #c952bf3c0
+# %% ../../nbs/models/20_embedder.ipynb #c6440385
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from torch import nn
 
 from ..core import ReidError
 from .blocks import add_mixstyle, add_nonlocal, look, set_cams, to_ibn
-from .layers import ReidModel, check_size
+from .layers import ReidModel, as_classes, as_size, check_size
 from .pools import GeM, MaxPool, MeanPool, make_pool
 
-# %% ../../nbs/models/20_embedder.ipynb #c298cc660
+# %% ../../nbs/models/20_embedder.ipynb #c4e2a629e
 def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 def _from_file(path, name, kwargs): # a body of timm with weights that lie on this machine
@@ -31,10 +31,16 @@ def _from_file(path, name, kwargs): # a body of timm with weights that lie on th
     if random: raise ReidError(f'{path} has no weights for {len(random)} of the {len(layers)} layers of {name}, first {random[:3]}. Is it from another model?')
     return body
 
-def _timm_body(name, pretrained, weights, size, kwargs): # a body of timm without pooling and classifier
+def _timm_name(body): # the name as timm writes it, or the error for one that it hasn't
+    name = str(body).removeprefix('timm/')
     if name.split('.')[0] not in timm.list_models():
-        near = get_close_matches(name, timm.list_models(), 5, .5)
+        near = get_close_matches(name.lower(), timm.list_models(), 5, .5)
         raise ValueError(f'timm {timm.__version__} has no model {name!r}. Nearest names: {", ".join(near) or "none"}. `timm.list_models("*resnet*")` searches them.')
+    try: timm.get_pretrained_cfg(name)
+    except RuntimeError: raise ValueError(f'timm {timm.__version__} has no weights {name!r}. It has {", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"}.') from None
+    return name
+
+def _timm_body(name, pretrained, weights, size, kwargs): # a body of timm without pooling and classifier
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size: kwargs = dict(img_size=size) | kwargs
     kwargs = dict(num_classes=0, global_pool='') | kwargs
@@ -102,12 +108,12 @@ def _width(pool, body, maps): # length of what `pool` makes of what `body` gives
     try: return pool.eval()(maps).shape[1]
     finally: pool.train(was)
 
-# %% ../../nbs/models/20_embedder.ipynb #e1dbd21a
+# %% ../../nbs/models/20_embedder.ipynb #c6c0c23b0
 class Embedder(ReidModel):
     "Body, pooling, neck and classifier: `eval` gives features (n,c), `train` a list of one head (emb, logits)"
     new_layers = ('pool', 'neck', 'classifier')
     def __init__(self,
-        body,                    # name of a timm model, or a module that returns maps (n,c,h,w) or tokens (n,t,c)
+        body,                    # name of a timm model, with `timm/` in front or without, or a module that returns maps (n,c,h,w) or tokens (n,t,c)
         n_classes:int,           # number of training identities
         pool='avg',              # 'avg', 'max', 'gem', 'maxavg', 'attn', 'token' (class token of a transformer), or a module from (n,c,h,w) to (n,d)
         neck:str='bnneck',       # 'bnneck': batch norm between the two losses; 'none': one vector for both
@@ -122,13 +128,14 @@ class Embedder(ReidModel):
         **kwargs,                # to `timm.create_model`
     ):
         super().__init__()
-        necks, by_name = ('bnneck', 'none'), not isinstance(body, nn.Module)
+        necks, by_name, size, n_classes = ('bnneck', 'none'), not isinstance(body, nn.Module), as_size(size), as_classes(n_classes)
+        body = _timm_name(body) if by_name else body
         make_pool(pool, 1) # an unknown name is found before anything is built
         if neck not in necks: raise ValueError(f'`neck` must be one of {necks}, not {neck!r}.')
         if last_stride not in (1, 2): raise ValueError(f'`last_stride` must be 1 or 2, not {last_stride!r}.')
         if not by_name and (pretrained or weights or kwargs):
             raise ValueError('`pretrained`, `weights` and further options are for a body by name; load them into your module first.')
-        self.body = _timm_body(body, pretrained, weights, tuple(size), kwargs) if by_name else body
+        self.body = _timm_body(body, pretrained, weights, size, kwargs) if by_name else body
         if last_stride == 1: _last_stride_1(self.body, size)
         if ibn: to_ibn(self.body, ibn, size=size)
         if non_local: add_nonlocal(self.body, None if non_local is True else non_local, size=size)

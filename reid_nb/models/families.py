@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'shapes_of', 'best_match']
 
-# %% ../../nbs/models/39_families.ipynb #c3cf4a741
+# %% ../../nbs/models/39_families.ipynb #b661dd54
 from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .attention import ATTENTIONS
 from .classic import CLASSICS
@@ -24,26 +25,32 @@ from .small import SMALLS
 # %% ../../nbs/models/39_families.ipynb #c1976032f
 NETWORKS:dict[str, Callable] = {**OSNETS, **OSNETS_IN, **RESNETS, **SENETS, **CLASSICS, **SMALLS, **PARTS, **ATTENTIONS, **MUDEEPS} # name to a function of the number of classes
 
-# %% ../../nbs/models/39_families.ipynb #c937eb8aa
+# %% ../../nbs/models/39_families.ipynb #d1afe271
+class _Undrawn(TorchFunctionMode): # the start of weights, which `meta` can't hold anyway, and takes long to find out
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        return args[0] if f in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_) else f(*args, **(kwargs or {}))
+
 @cache
 def shapes_of(
     name:str, # a key of `NETWORKS`
 ) -> dict: # name of a tensor to its shape, for one identity
     "Name the tensors of a network without making their numbers"
-    with torch.device('meta'): return {k: tuple(o.shape) for k, o in NETWORKS[name](1).state_dict().items()}
+    with torch.device('meta'), _Undrawn(): return {k: tuple(o.shape) for k, o in NETWORKS[name](1).state_dict().items()}
 
-# %% ../../nbs/models/39_families.ipynb #c91ce7f29
+# %% ../../nbs/models/39_families.ipynb #e98cb1b7
 def best_match(
     state:dict,       # name to tensor, as in a file
     least:float=.9,   # share of names and shapes that must agree
 ) -> str|None: # a key of `NETWORKS`, or None
     "Find the network that a state dict was saved from"
     have = _outline({k: tuple(o.shape) for k, o in state.items()})
-    def agree(name):
+    best, most = None, 0
+    for name in NETWORKS:
         own = _outline(shapes_of(name))
-        return len(own & have) / max(len(own | have), 1)
-    best = max(NETWORKS, key=agree)
-    return best if agree(best) >= least else None
+        agree = len(own & have) / max(len(own | have), 1)
+        if agree > most: best, most = name, agree
+        if most == 1: break # the others needn't be made
+    return best if most >= least else None
 
 def _is_head(k): return k.startswith(('classifier', 'fc.weight', 'fc.bias', 'last_linear'))
 

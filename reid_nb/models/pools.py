@@ -22,7 +22,7 @@ class MaxMeanPool(nn.Module):
     "Maximum plus mean over all positions"
     def forward(self, x): return x.amax((2, 3)) + x.mean((2, 3)) # (n,c,h,w) to (n,c)
 
-# %% ../../nbs/models/12_pools.ipynb #c10bc900e
+# %% ../../nbs/models/12_pools.ipynb #cf9a5f89
 class GeM(nn.Module):
     "Generalised mean over all positions, with a learned exponent that starts at `p`"
     def __init__(self,
@@ -31,13 +31,15 @@ class GeM(nn.Module):
     ):
         super().__init__()
         self.p, self.eps = nn.Parameter(torch.tensor([float(p)])), eps
-    def forward(self, x): # (n,c,h,w) to (n,c), in at least float32
+    def forward(self, x): # (n,c,h,w) to (n,c), counted in at least float32
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            return x.clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+            p = self.p.float()
+            out = x.clamp(min=self.eps).pow(p).mean((2, 3)).pow(1 / p)
+            return out.to(self.p.dtype) if self.p.dtype in (torch.float16, torch.bfloat16) else out # a model in half precision goes on in it
     def extra_repr(self): return f'p={self.p.item():.2f}'
 
-# %% ../../nbs/models/12_pools.ipynb #a60383f5
+# %% ../../nbs/models/12_pools.ipynb #a0198123
 class AttentionPool(nn.Module):
     "Weighted mean over all positions; the weights, one set for each head, are learned from the map itself"
     def __init__(self,
@@ -45,7 +47,7 @@ class AttentionPool(nn.Module):
         heads:int=8,  # groups of channels with weights of their own; `nf` is a multiple of it
     ):
         super().__init__()
-        if nf % heads: raise ValueError(f'{nf} channels cannot be shared out among {heads} heads. Pass `heads` that divides {nf}.')
+        if heads < 1 or nf % heads: raise ValueError(f'{nf} channels cannot be shared out among {heads} heads. Pass `heads` that divides {nf}.')
         self.heads, self.score = heads, nn.Conv2d(nf, heads, 1)
         nn.init.zeros_(self.score.weight); nn.init.zeros_(self.score.bias)
     def weights(self, x): # (n,c,h,w) to (n,heads,h,w), each head's adding up to 1

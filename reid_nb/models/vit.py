@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VITS', 'OverlapPatches', 'CameraEmbedding', 'jigsaw_groups', 'TransReID']
 
-# %% ../../nbs/models/22_vit.ipynb #d8ecd524
+# %% ../../nbs/models/22_vit.ipynb #a7ebd6a6
 from copy import deepcopy
 from functools import partial
 
@@ -15,9 +15,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .embedder import Embedder
-from .layers import check_size
+from .layers import as_cams, check_size
 
-# %% ../../nbs/models/22_vit.ipynb #c44bfec05
+# %% ../../nbs/models/22_vit.ipynb #cfeb10cc
 class OverlapPatches(PatchEmbed):
     "Patches of timm that overlap: the same weights, with a step of `stride` pixels"
     def __init__(self,
@@ -26,6 +26,7 @@ class OverlapPatches(PatchEmbed):
         **kwargs,  # to timm's `PatchEmbed`
     ):
         self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+        if len(self.stride) != 2 or min(self.stride) < 1: raise ValueError(f'`stride` must lie between 1 and the patch size, not {stride!r}.')
         super().__init__(*args, **kwargs)
         if not all(0 < s <= p for s, p in zip(self.stride, self.patch_size)): raise ValueError(f'`stride` must lie between 1 and the patch size {self.patch_size}, not {self.stride}.')
         self.proj.stride = self.stride
@@ -37,7 +38,7 @@ class OverlapPatches(PatchEmbed):
         grid = self.dynamic_feat_size(img_size)
         return img_size, grid, grid[0] * grid[1]
 
-# %% ../../nbs/models/22_vit.ipynb #cc2544b6
+# %% ../../nbs/models/22_vit.ipynb #b1c7dbf6
 class CameraEmbedding(nn.Module):
     "Add a learned vector of the picture's camera to all of its tokens"
     def __init__(self,
@@ -51,25 +52,26 @@ class CameraEmbedding(nn.Module):
     def forward(self, x, cam=None): # tokens (n,t,c) and cameras (n,), -1 where unknown, to tokens
         mean = self.vectors.mean(0, keepdim=True)
         if cam is None: return x + self.scale * mean
-        cam = torch.as_tensor(cam, device=x.device)
+        cam = as_cams(cam, len(x), x.device)
         if not torch.compiler.is_compiling() and len(cam) and (top := int(cam.max())) >= len(self.vectors):
             raise ValueError(f'Camera {top} is none of the {len(self.vectors)} that this model was made for (0 to {len(self.vectors) - 1}). Pass -1 for cameras that it does not know.')
         each = torch.cat([self.vectors, mean])[torch.where(cam < 0, len(self.vectors), cam)]
         return x + self.scale * each[:, None]
 
-# %% ../../nbs/models/22_vit.ipynb #c9ef0359d
+# %% ../../nbs/models/22_vit.ipynb #d1e6d6af
 def jigsaw_groups(
     n:int,         # patches
     parts:int=4,   # groups
     shift:int=4,   # places by which the list moves on first
     piles:int=2,   # the list is cut in so many, which are then dealt out in turn
-) -> list: # `parts` tensors of indices, together 0…n−1, each once; their sizes differ by at most 1
+) -> list: # `parts` tensors of indices, together 0…n−1, each once; their sizes differ by at most 1. Raises `ValueError` for numbers below 1
     "Share patches out among groups that see different parts of the picture"
+    if min(n, parts, piles) < 1: raise ValueError(f'{n} patches cannot be dealt to {piles} piles and cut into {parts} groups.')
     order = torch.arange(n).roll(-shift)
     order = torch.cat([order.tensor_split(piles)[j][i:i + 1] for i in range(-(-n // piles)) for j in range(piles)])
     return list(order.tensor_split(parts))
 
-# %% ../../nbs/models/22_vit.ipynb #c00f8bbda
+# %% ../../nbs/models/22_vit.ipynb #a58bd483
 class TransReID(Embedder):
     "A vision transformer with overlapping patches, camera embedding and jigsaw heads, each by option"
     def __init__(self,
@@ -83,11 +85,13 @@ class TransReID(Embedder):
         shift:int=4,             # places by which the jigsaw moves patches on
         **kwargs,                # to `Embedder` and `timm.create_model`
     ):
+        if min(jigsaw, n_cams) < 0: raise ValueError(f'`jigsaw` and `n_cams` are 0 (none) or more, not {jigsaw} and {n_cams}.')
         if stride is not None: kwargs['embed_layer'] = partial(OverlapPatches, stride=stride)
         super().__init__(body, n_classes, pool='token', size=size, **kwargs)
         if not isinstance(self.body, VisionTransformer):
             raise ValueError(f'TransReID needs a VisionTransformer of timm, and {body} is a {type(self.body).__name__}. Take an `Embedder`.')
-        c, groups = self.n_feats, jigsaw_groups(self.body.patch_embed.num_patches, jigsaw, shift) if jigsaw else []
+        if jigsaw > (n := self.body.patch_embed.num_patches): raise ValueError(f'{n} patches cannot be shared out among {jigsaw} groups.')
+        c, groups = self.n_feats, jigsaw_groups(n, jigsaw, shift) if jigsaw else []
         self.n_feats, self.sizes = c * (1 + jigsaw), [len(o) for o in groups]
         self.cams = CameraEmbedding(n_cams, c, cam_scale) if n_cams else None
         self.register_buffer('order', torch.cat(groups) if groups else None, persistent=False)
