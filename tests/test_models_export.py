@@ -111,3 +111,26 @@ def test_distances_see_what_a_subtraction_would_not():
     cos, diff = distance_of(b, a)
     assert 1e-16 < cos < 1e-14 and diff == pytest.approx(1e-7 / a.abs().max().item(), rel=1e-3)
     assert distance_of(-a, a)[0] == pytest.approx(2) and distance_of(a * float('nan'), a) == (float('inf'),) * 2
+
+
+@pytest.mark.parametrize('write,name', WRITERS)
+def test_numbers_stay_numbers_and_text_stays_text(write, name, tmp_path):
+    write(Pool(), tmp_path/name, size=np.array([16, 8]), name='2024', mean=np.float32([.5, .25, .125]))
+    meta = read_meta(tmp_path/name)
+    assert (meta['name'], meta['size'], meta['n_feats'], meta['mean']) == ('2024', [16, 8], 3, [.5, .25, .125])
+
+
+@pytest.mark.parametrize('write,name', WRITERS)
+def test_a_file_has_the_ending_by_which_it_is_read_and_damage_is_told(write, name, tmp_path):
+    with pytest.raises(ValueError, match=Path(name).suffix): write(Pool(), tmp_path/'m.dat', size=(16, 8))
+    (tmp_path/name).write_bytes(b'\x07 no model')
+    with pytest.raises(ReidError, match=f'{name} is no (TorchScript|ONNX|OpenVINO) file'): read_meta(tmp_path/name)
+    (tmp_path/'file').write_text('no folder')
+    with pytest.raises(OSError): write(Pool(), tmp_path/'file'/name, size=(16, 8))
+    assert sorted(o.name for o in tmp_path.iterdir()) == sorted(['file', name])
+    with pytest.raises(ValueError, match='must end with .pt, .onnx, .xml'): read_meta(tmp_path/'m.dat')
+
+
+@pytest.mark.parametrize('size', [64, (3, 64, 32), (0, 32), 'large'])
+def test_what_is_no_size_is_refused(size, tmp_path):
+    with pytest.raises(ValueError, match=r'must be \(height, width\)'): to_torchscript(Pool(), tmp_path/'m.pt', size=size)

@@ -172,3 +172,20 @@ def test_without_glibc_nothing_is_done(monkeypatch):
     class Other: pass
     monkeypatch.setattr(ctypes, 'CDLL', lambda _: Other())
     assert keep_memory() is False
+
+
+def test_bytes_are_no_normalised_pictures_and_no_tolerance_is_none(osnet):
+    fast = fast_model(osnet, size=SIZE)
+    with pytest.raises(ValueError, match=r'normalised floats, not torch.uint8'): fast(torch.zeros(2, 3, *SIZE, dtype=torch.uint8))
+    assert fast(torch.zeros(0, 3, *SIZE)).shape == (0, 512) and fast(torch.zeros(2, 3, *SIZE).half()).dtype == torch.float32
+    with pytest.raises(ReidError, match='and 0e\\+00 is accepted'): fast_model(osnet, dtype='bf16', size=SIZE, tol=0)
+
+
+def test_a_fast_model_is_the_model_as_it_was(osnet):
+    from copy import deepcopy
+    model, x = deepcopy(osnet).train(), probe_images(SIZE, 3)
+    fast, again = fast_model(model, size=SIZE), fast_model(model, size=SIZE)
+    want = fast(x)
+    with torch.no_grad(): [o.add_(.1) for o in model.parameters()]
+    assert torch.equal(fast(x), want) and torch.equal(again(x), want) and all(o.training for o in model.modules())
+    assert distance_of(fast_model(model, size=SIZE)(x), want)[1] > 1e-3

@@ -1,5 +1,8 @@
 "Features of pictures in any form, to a file that survives a kill, and as Torchreid's extractor would compute them"
+import contextlib
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -83,6 +87,8 @@ def test_an_array_that_is_written_to_again_is_taken_as_it_was(ex, items):
 
 
 @pytest.mark.parametrize('what,words', [
+    (np.zeros((0, 4, 3), np.uint8), 'picture'), (torch.zeros(8, 4, 3, dtype=torch.uint8), r'puts channels first'), (torch.zeros(8, 4, dtype=torch.uint8), r'\(8, 4\) torch.uint8'),
+    (torch.zeros(3, 8, 4, dtype=torch.int64), 'torch.int64'), ([np.zeros((1, 8, 4, 3), np.uint8)], r'\(1, 8, 4, 3\)'), (pd.DataFrame(dict(file=['a.jpg'])), 'no column `path`, but file'),
     (np.zeros((8, 4, 3), np.float32), 'of bytes'), (np.zeros((8, 4), np.uint8), 'Grey'), (np.zeros((8, 4, 4), np.uint8), r'\(8, 4, 4\)'), (torch.zeros(3, 9, 9), 'normalised pictures'), ([], 'no pictures')])
 def test_what_is_no_picture_is_refused(ex, what, words):
     with pytest.raises(ReidError, match=words): ex(what, 'rgb')
@@ -157,11 +163,11 @@ def test_other_features_are_not_overwritten_and_a_half_of_others_is_not_gone_on_
     ex.to_file(items, out, progress=False)
     flipped = FeatureExtractor(model, size=SIZE, flip=True)
     for other, rows in ((flipped, items), (ex, items[:9])):
-        with pytest.raises(ReidError, match='holds features of other (flip|pictures)'): other.to_file(rows, out, progress=False)
+        with pytest.raises(ReidError, match='holds features of other (flip|n, names, pictures)'): other.to_file(rows, out, progress=False)
     feats, _ = flipped.to_file(items, out, overwrite=True, progress=False)
     assert close(feats, flipped(items, progress=False))
     np.save(tmp_path/'mine.npy', np.zeros(3))
-    with pytest.raises(ReidError, match='mine.npy holds features of other'): ex.to_file(items, tmp_path/'mine.npy')
+    with pytest.raises(ReidError, match='mine.npy is there already, and no description'): ex.to_file(items, tmp_path/'mine.npy')
     with pytest.raises(ValueError, match='must end with .npy'): ex.to_file(items, tmp_path/'feats')
 
 
@@ -202,3 +208,210 @@ def test_a_model_that_returns_no_feature_is_refused():
     batches = [(torch.rand(2, 3, 16, 8),)]
     with pytest.raises(ReidError, match=r'must return features \(n,d\)'): embed_dl(torch.nn.Conv2d(3, 4, 1), batches, progress=False)
     with pytest.raises(ReidError, match='no images'): embed_dl(torch.nn.Conv2d(3, 4, 1), [], progress=False)
+
+
+def test_an_opened_image_is_what_its_file_is(ex, items, tmp_path): # turned, transparent, 16 bits, CMYK, palette
+    im, turned, alpha = Image.open(items.path[0]).convert('RGB'), Image.Exif(), Image.linear_gradient('L').resize((64, 128))
+    turned[0x0112] = 6
+    im.save(tmp_path/'turned.jpg', exif=turned)
+    rgba = im.copy()
+    rgba.putalpha(alpha)
+    rgba.save(tmp_path/'alpha.png')
+    im.save(tmp_path/'one.png', transparency=im.getpixel((0, 0)))
+    Image.fromarray(np.asarray(alpha, np.uint16) << 8).save(tmp_path/'deep.png')
+    im.convert('CMYK').save(tmp_path/'cmyk.jpg')
+    im.convert('P').save(tmp_path/'palette.gif')
+    paths = image_files(tmp_path)
+    with contextlib.ExitStack() as stack: assert np.array_equal(ex([stack.enter_context(Image.open(p)) for p in paths]), ex(paths)) and len(paths) == 6
+
+
+def test_an_opened_image_that_is_cut_off_counts_as_a_file_that_is(ex, items, tmp_path):
+    (tmp_path/'cut.jpg').write_bytes(Path(items.path[0]).read_bytes()[:700])
+    pictures = [items.path[1], None, np.zeros((9, 9, 3), np.uint8)]
+    with Image.open(tmp_path/'cut.jpg') as pictures[1], pytest.raises(ReidError, match="^1 picture can't be read: .*cut.jpg .*truncated"): ex(pictures, 'rgb')
+    with Image.open(tmp_path/'cut.jpg') as pictures[1]: assert len(ex(pictures, 'rgb', skip=True)) == 2 and list(ex.skipped) == [1]
+    with pytest.raises(ReidError, match="^1 picture can't be read: nowhere"): ex([pictures[2], 'nowhere.jpg'], 'rgb') # once, though it is looked at twice
+
+
+def test_a_tensor_of_bytes_may_be_bgr(ex, items):
+    rgb = np.asarray(Image.open(items.path[0]))
+    bgr = torch.from_numpy(rgb[..., ::-1].copy()).permute(2, 0, 1)
+    assert np.array_equal(ex(bgr, 'bgr'), ex(items.path[0])) and not np.array_equal(ex(bgr), ex(items.path[0]))
+
+
+def test_an_error_of_a_generator_is_the_callers(ex, items):
+    def broken():
+        yield from items.path[:9]
+        raise KeyError('midway')
+    got = []
+    with pytest.raises(KeyError, match='midway'): got.extend(ex.batches(broken()))
+    with pytest.raises(KeyError, match='midway'): ex(broken())
+
+
+def test_batches_and_threads_change_nothing(model, items):
+    a, b, c = (FeatureExtractor(model, size=SIZE, bs=bs, n_threads=n)(items, progress=False) for bs, n in ((1, 1), (64, 3), (7, 2)))
+    assert close(a, b) and close(c, b)
+
+
+def half_done(ex, folder, out, n=2): # an extraction that stops at a damaged picture after n batches
+    path = Path(image_files(folder)[n * ex.bs + 3])
+    good = path.read_bytes()
+    path.write_bytes(b'')
+    with pytest.raises(ReidError, match="1 picture can't be read"): ex.to_file(folder, out, progress=False)
+    assert json.loads(out.with_suffix('.part.json').read_text())['done'] == n * ex.bs
+    return path, good
+
+
+def copied(items, folder, n=30):
+    folder.mkdir()
+    for i, p in enumerate(items.path[:n]): (folder/f'{i:02}.jpg').write_bytes(Path(p).read_bytes())
+    return folder
+
+
+def counted(model, **kw): # an extractor, and the sizes of its batches
+    ex, seen = FeatureExtractor(model, size=SIZE, bs=8, **kw), []
+    run = ex._run
+    ex._run = lambda x: (seen.append(len(x)), run(x))[1]
+    return ex, seen
+
+
+@pytest.mark.parametrize('way', ['restored', 'skipped'])
+def test_what_an_error_recommends_goes_on_from_where_it_was(way, model, items, tmp_path):
+    folder, (ex, seen) = copied(items, tmp_path/'p'), counted(model)
+    path, good = half_done(ex, folder, tmp_path/'f.npy')
+    if way == 'restored': path.write_bytes(good)
+    feats, table = ex.to_file(folder, tmp_path/'f.npy', skip=way == 'skipped', progress=False)
+    left = [p for p in image_files(folder) if way == 'restored' or p != str(path)]
+    assert list(table.path) == left and sum(seen) == len(left) and list(ex.skipped) == [19] * (way == 'skipped')
+    assert close(feats, ex(left, progress=False))
+    if way == 'skipped':
+        with pytest.raises(ReidError, match="1 picture can't be read: .*19.jpg"): ex.to_file(folder, tmp_path/'f.npy', progress=False)
+
+
+def test_a_picture_that_was_done_and_has_changed_is_not_gone_on_from(model, items, tmp_path):
+    folder, (ex, _) = copied(items, tmp_path/'p'), counted(model)
+    path, good = half_done(ex, folder, tmp_path/'f.npy')
+    path.write_bytes(good)
+    (folder/'03.jpg').write_bytes(Path(items.path[31]).read_bytes())
+    with pytest.raises(ReidError, match='part.npy holds features of other pictures'): ex.to_file(folder, tmp_path/'f.npy', progress=False)
+    (folder/'99.jpg').write_bytes(good)
+    with pytest.raises(ReidError, match='part.npy holds features of other n, names'): ex.to_file(folder, tmp_path/'f.npy', progress=False)
+
+
+class Power(torch.nn.Module): # other features of the same weights
+    def __init__(self, model, k):
+        super().__init__()
+        self.model, self.k = model, k
+    def forward(self, x): return self.model(x).abs() ** self.k
+
+
+class Head(torch.nn.Module): # a classifier that is the feature
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.classifier = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+    def forward(self, x): return self.classifier(x.mean((2, 3)))
+
+
+def test_half_an_extraction_is_never_mixed_with_another(model, items, tmp_path):
+    folder = copied(items, tmp_path/'p')
+    makes = [lambda: Power(model, 1), lambda: Power(model, 2), lambda: Head(0), lambda: Head(1), lambda: osnet_x0_25(5)]
+    path, good = half_done(FeatureExtractor(makes[0](), size=SIZE, bs=8), folder, tmp_path/'f.npy')
+    path.write_bytes(good)
+    others = [dict(model=makes[1]()), *(dict(model=makes[0](), **o) for o in (dict(size=(32, 64)), dict(flip=True), dict(scales=(1, 1.5)), dict(dtype='bf16'), dict(how='eager'), dict(mean=(.5, .5, .5))))]
+    for kw in others:
+        with pytest.raises(ReidError, match='part.npy holds features of other'): FeatureExtractor(**{'size': SIZE, 'bs': 8, **kw}).to_file(folder, tmp_path/'f.npy', progress=False)
+    feats, _ = FeatureExtractor(makes[0](), size=SIZE, bs=16).to_file(folder, tmp_path/'f.npy', progress=False) # another batch size is no other model
+    assert close(feats, FeatureExtractor(makes[0](), size=SIZE)(folder, progress=False))
+    assert FeatureExtractor(makes[2](), size=SIZE).weights_id != FeatureExtractor(makes[3](), size=SIZE).weights_id
+
+
+def test_a_full_disk_is_an_error_before_the_work(ex, items, tmp_path, monkeypatch):
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'posix_fallocate', full, raising=False)
+    with pytest.raises(OSError, match='take .* GB, for which there is no room') as e: ex.to_file(items, tmp_path/'f.npy', progress=False)
+    assert e.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    def cannot(*args): raise OSError(errno.EOPNOTSUPP, 'not supported')
+    monkeypatch.setattr(os, 'posix_fallocate', cannot, raising=False)
+    assert len(ex.to_file(items, tmp_path/'f.npy', progress=False)[0]) == len(items)
+
+
+def test_a_table_of_yours_is_not_written_over_and_comes_back_as_it_is(ex, items, tmp_path):
+    for name in ('mine.csv', 'mine.json'):
+        (tmp_path/name).write_text('precious')
+        with pytest.raises(ReidError, match=f'{name} is there already'): ex.to_file(items, tmp_path/'mine.npy', progress=False)
+        assert [o.read_text() for o in tmp_path.iterdir()] == ['precious']
+        (tmp_path/name).unlink()
+    mine = items[::-1].assign(name=['007', 'NA', *'x' * (len(items) - 2)])
+    for _ in range(2): # made, and found complete
+        _, table = ex.to_file(mine, tmp_path/'mine.npy', progress=False)
+        pd.testing.assert_frame_equal(table, mine.reset_index(drop=True))
+    ex.to_file(mine.assign(name='other'), tmp_path/'mine.npy', progress=False)
+    assert set(pd.read_csv(tmp_path/'mine.csv').name) == {'other'}
+
+
+def test_a_name_that_is_no_text_is_kept(ex, items, tmp_path):
+    odd = os.fsencode(tmp_path) + b'/caf\xe9.jpg'
+    try: Path(os.fsdecode(odd)).write_bytes(Path(items.path[0]).read_bytes())
+    except OSError: pytest.skip('this file system takes only text')
+    (tmp_path/'a,"b"\n.jpg').write_bytes(Path(items.path[1]).read_bytes())
+    feats, table = ex.to_file(tmp_path, tmp_path/'out/f.npy', progress=False)
+    assert list(table.path) == image_files(tmp_path) and len(feats) == 2
+    assert list(pd.read_csv(tmp_path/'out/f.csv', encoding_errors='surrogateescape').path) == list(table.path)
+
+
+def test_the_users_model_stays_as_it_was(model, items, tmp_path):
+    other = osnet_x0_25(5).train()
+    torch.save(model.state_dict(), tmp_path/'w.pth')
+    before = {k: o.clone() for k, o in other.state_dict().items()}
+    ex = FeatureExtractor(other, tmp_path/'w.pth', size=SIZE)
+    assert close(ex(items[:3]), FeatureExtractor(model, size=SIZE)(items[:3]))
+    assert all(torch.equal(o, before[k]) for k, o in other.state_dict().items()) and all(o.training for o in other.modules()) and all(o.requires_grad for o in other.parameters())
+    assert not any(o._forward_hooks for o in other.modules())
+
+
+def test_numbers_of_numpy_and_numbers_that_cannot_be(model, items, tmp_path):
+    ex = FeatureExtractor(model, size=np.array(SIZE), mean=np.float32([.5, .4, .3]), scales=np.float32([1.]))
+    assert ex.to_file(items[:3], tmp_path/'f.npy', progress=False)[0].shape == (3, 512) and ex.size == SIZE
+    for kw, words in ((dict(bs=0), 'at least a picture'), (dict(scales=()), 'one scale'), (dict(size=64), r'\(height, width\)'), (dict(size=(3, 64, 32)), 'height, width'), (dict(mean=[.5]), 'red, green and blue')):
+        with pytest.raises(ValueError, match=words): FeatureExtractor(model, **{'size': SIZE, **kw})
+    with pytest.raises(ReidError, match='no pictures'): ex.to_file(items[:0], tmp_path/'none.npy')
+
+
+def test_timms_weights_come_with_their_own_colours():
+    from reid_nb.models.zoo import create_model
+    from reid_nb.train.extract import _colours
+    vit = create_model('vit_tiny_patch16_224', 3, size=SIZE)
+    assert _colours(vit, True, None, None) == [(.5,) * 3] * 2 and _colours(vit, False, None, None)[0][0] == .485 and _colours(vit, True, (.1, .2, .3), None)[0] == (.1, .2, .3)
+
+
+def test_layers_keep_their_own_modes(model, items):
+    norms = [o for o in model.modules() if isinstance(o, torch.nn.BatchNorm2d)]
+    want = embed_items(model.eval(), items[:4], SIZE, progress=False)
+    try:
+        model.train()
+        for o in norms: o.eval() # frozen
+        embed_items(model, items[:4], SIZE, progress=False)
+        assert model.training and not any(o.training for o in norms)
+        model.eval()
+        norms[0].train()
+        assert close(embed_items(model, items[:4], SIZE, progress=False), want) and norms[0].training and not model.training
+    finally: model.eval()
+
+
+def test_a_model_that_is_fast_already(model, items):
+    from reid_nb.models.fast import fast_model
+    fast = fast_model(model, size=SIZE)
+    assert close(embed_items(fast, items, SIZE, progress=False), embed_items(model, items, SIZE, progress=False))
+    assert evaluate_model(fast, items, SIZE, progress=False).metrics == evaluate_model(model, items, SIZE, progress=False).metrics
+    with pytest.raises(ValueError, match="needs a way.*how='fold'"): embed_items(model, items, SIZE, dtype='bf16')
+    with pytest.raises(ValueError, match='already'): embed_items(fast, items, SIZE, how='eager')
+
+
+def test_models_without_parameters_and_recorded_ones(model, items, tmp_path):
+    from reid_nb.models.export import to_torchscript
+    colours = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    assert embed_items(colours, items, SIZE, progress=False).shape == FeatureExtractor(colours, size=SIZE)(items, progress=False).shape == (len(items), 12)
+    to_torchscript(model, tmp_path/'m.pt', size=SIZE)
+    script = torch.jit.load(tmp_path/'m.pt')
+    for feats in (embed_items(script, items, SIZE, progress=False), FeatureExtractor(script, size=SIZE)(items, progress=False)): assert close(feats, by_the_book(model, items.path))

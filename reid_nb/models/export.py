@@ -52,7 +52,7 @@ def distance_of(
     angle = (F.normalize(a) - F.normalize(b)).square().sum(1) / 2 # = 1 − cosine, without the cancellation
     return angle.max().item(), ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
 
-# %% ../../nbs/models/56_export.ipynb #c52e01a5e
+# %% ../../nbs/models/56_export.ipynb #c8d2c48af
 def need(
     name:str, # of a package, or of a module in it
     why:str,  # what can't be done without it
@@ -68,7 +68,7 @@ def meta_of(
     std=imagenet_stats[1],
 ) -> dict: # plain text and numbers
     "Say what a caller of `model` has to know"
-    return dict(name=name or type(model).__name__, size=list(size), n_feats=n_feats, mean=list(mean), std=list(std), channels='RGB',
+    return dict(name=name or type(model).__name__, size=list(size), n_feats=n_feats, mean=[float(o) for o in mean], std=[float(o) for o in std], channels='RGB',
                 input='images (n,3,h,w) float32: (pixel / 255 - mean) / std', output='features (n,n_feats) float32', made_by='reid_nb')
 
 @dataclass
@@ -85,14 +85,20 @@ class ExportReport:
         return (f'{self.path.name}: {self.meta["name"]}, pictures of {h}×{w} to {self.meta["n_feats"]} numbers, {self.mb:.1f} MB, {self.seconds:.1f} s; '
                 f'features differ by {self.diff:.0e} of the largest at most, 1 − cosine by {self.cos:.0e}')
 
-# %% ../../nbs/models/56_export.ipynb #c6e3109da
+# %% ../../nbs/models/56_export.ipynb #c62699bdf
 def still_copy(model): # for tracing: in evaluation, on the CPU, float32, without gradients
     "Copy a model that others will use"
     return deepcopy(model).cpu().float().eval().requires_grad_(False)
 
-def size_of(model, size): # `size`, or the only one that the model takes, or 256×128
+def size_of(model, size): # `size`, or the only one that the model takes, or 256×128; raises ValueError for what is no (h,w)
     "Say of what size pictures are"
-    return tuple(size or getattr(model, 'input_size', None) or (256, 128))
+    size = (getattr(model, 'input_size', None) or (256, 128)) if size is None else size
+    out = tuple(int(o) for o in size) if np.ndim(size) == 1 else ()
+    if len(out) != 2 or min(out) < 1: raise ValueError(f'`size` must be (height, width) in pixels, not {size!r}.')
+    return out
+
+def _ends(path, suffix): # raises ValueError where `read_meta` wouldn't know the file by its name
+    if Path(path).suffix != suffix: raise ValueError(f'{path} must end with {suffix}: readers know a file by that.')
 
 @contextlib.contextmanager
 def _quiet(): # tracing tells about its own future, and about every shape that becomes a number
@@ -129,7 +135,7 @@ def _export(model, path, size, write, run, tol, images, **meta):
         for o in files()[1:]: os.replace(o, Path(path).with_suffix(o.suffix))
     return ExportReport(Path(path), meta, diff, cos, time.perf_counter() - start, mb)
 
-# %% ../../nbs/models/56_export.ipynb #c823da60f
+# %% ../../nbs/models/56_export.ipynb #a1c5b2e3
 def to_torchscript(
     model:torch.nn.Module,  # (n,3,h,w) to (n,d) in evaluation
     path,                   # file to write, .pt
@@ -139,6 +145,7 @@ def to_torchscript(
     **meta,                 # of `meta_of`: `name`, `mean`, `std`
 ) -> ExportReport: # raises `ReidError`, and writes nothing, where the file computes something else
     "Write a model for PyTorch without its code"
+    _ends(path, '.pt')
     def write(copy, x, file, meta): torch.jit.trace(copy, x, check_trace=False).save(str(file), _extra_files={'meta.json': json.dumps(meta)})
     def run(file):
         with _quiet(): return torch.jit.load(str(file))
@@ -176,7 +183,7 @@ def onnx_session(
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: np.ascontiguousarray(x.numpy())})[0])
 
-# %% ../../nbs/models/56_export.ipynb #c1c601c70
+# %% ../../nbs/models/56_export.ipynb #c57c06b49
 def to_onnx(
     model:torch.nn.Module,  # (n,3,h,w) to (n,d) in evaluation
     path,                   # file to write, .onnx
@@ -189,6 +196,7 @@ def to_onnx(
     "Write a model as ONNX"
     onnx = need('onnx', 'Writing an ONNX file')
     need('onnxruntime', 'Checking an ONNX file')
+    _ends(path, '.onnx')
     def write(copy, x, file, meta):
         graph = onnx.load_from_string(onnx_bytes(copy, x, dynamo))
         onnx.helper.set_model_props(graph, {k: o if isinstance(o, str) else json.dumps(o) for k, o in meta.items()})
@@ -228,29 +236,31 @@ def to_openvino(
         return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
     return _export(model, path, size, write, run, tol, images, **meta)
 
-# %% ../../nbs/models/56_export.ipynb #c48008bff
+# %% ../../nbs/models/56_export.ipynb #c35d34949
+def _torchscript_meta(path):
+    extra = {'meta.json': ''}
+    with _quiet(): torch.jit.load(str(path), _extra_files=extra)
+    return json.loads(extra['meta.json'] or '{}')
+
+def _onnx_meta(path): return need('onnxruntime', 'Reading an ONNX file').InferenceSession(str(path), providers=['CPUExecutionProvider']).get_modelmeta().custom_metadata_map
+
+def _openvino_meta(path):
+    graph = need('openvino', 'Reading an OpenVINO file').Core().read_model(path)
+    return json.loads(graph.get_rt_info('reid_nb').astype(str)) if graph.has_rt_info('reid_nb') else {}
+
+_READERS = {'.pt': ('TorchScript', _torchscript_meta), '.onnx': ('ONNX', _onnx_meta), '.xml': ('OpenVINO', _openvino_meta)}
+
+# %% ../../nbs/models/56_export.ipynb #cfad7c5d
 def read_meta(
     path, # .pt, .onnx or .xml, written by one of the functions above
-) -> dict: # what it says about itself; raises `ReidError` where it says nothing
+) -> dict: # what it says about itself; raises `ReidError` where it says nothing, or is no such file
     "Read what an exported file says about itself"
     path = Path(path)
+    if path.suffix not in _READERS: raise ValueError(f'{path.name} must end with {", ".join(_READERS)}.')
     if not path.is_file(): raise FileNotFoundError(f'There is no file {path}.')
-    if path.suffix == '.pt':
-        extra = {'meta.json': ''}
-        try:
-            with _quiet(): torch.jit.load(str(path), _extra_files=extra)
-            found = json.loads(extra['meta.json'] or '{}')
-        except RuntimeError as e: raise ReidError(f'{path} is no TorchScript file: {str(e).strip().splitlines()[0][:200]}') from e
-        return _said(found, path)
-    if path.suffix == '.onnx':
-        session = need('onnxruntime', 'Reading an ONNX file').InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        return _said(session.get_modelmeta().custom_metadata_map, path)
-    graph = need('openvino', 'Reading an OpenVINO file').Core().read_model(path)
-    return _said(json.loads(graph.get_rt_info('reid_nb').astype(str)) if graph.has_rt_info('reid_nb') else {}, path)
-
-def _said(found, path): # with numbers and lists again where they were text
+    what, read = _READERS[path.suffix]
+    try: found = read(path)
+    except ImportError: raise
+    except Exception as e: raise ReidError(f'{path} is no {what} file: {str(e).strip().splitlines()[0][:200]}') from e
     if 'size' not in found: raise ReidError(f'{path} doesn\'t say what it takes: it was not written by `to_torchscript`, `to_onnx` or `to_openvino`.')
-    def value(o):
-        try: return json.loads(o)
-        except (TypeError, ValueError): return o
-    return {k: value(o) for k, o in found.items()}
+    return {k: json.loads(o) if isinstance(o, str) and k in ('size', 'n_feats', 'mean', 'std') else o for k, o in found.items()} # ONNX knows text only

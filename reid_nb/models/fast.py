@@ -19,7 +19,7 @@ from torch import nn
 from ..core import ReidError
 from .export import distance_of, need, onnx_bytes, onnx_session, probe_images, size_of, still_copy
 
-# %% ../../nbs/models/58_fast.ipynb #c7e236103
+# %% ../../nbs/models/58_fast.ipynb #c60dcd7ca
 @torch.no_grad()
 def largest_result(
     model:nn.Module, # in evaluation
@@ -29,7 +29,7 @@ def largest_result(
     most = [x.numel() * x.element_size()]
     def look(_, args, out):
         if isinstance(out, torch.Tensor): most.append(out.numel() * out.element_size())
-    hooks = [o.register_forward_hook(look) for o in model.modules() if not list(o.children())]
+    hooks = [o.register_forward_hook(look) for o in model.modules() if not list(o.children()) and not isinstance(o, torch.jit.ScriptModule)] # which takes no hooks
     try: model(x)
     finally: [o.remove() for o in hooks]
     return max(most)
@@ -56,8 +56,12 @@ def keep_memory(
     except (AttributeError, OSError, TypeError): return False
     return bool(mallopt(-4, 0) and mallopt(-1, int(min(gb * 2**30, 2**31 - 1)))) # M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>
 
-# %% ../../nbs/models/58_fast.ipynb #d352f6ac
+# %% ../../nbs/models/58_fast.ipynb #e45893d0
 def _device_of(model): return next((o.device for o in model.parameters()), torch.device('cpu'))
+
+def _learning(model, yes): # TorchScript's modules have no `requires_grad_`
+    for o in model.parameters(): o.requires_grad_(yes)
+    return model
 
 _plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) # subclasses may change their weights on the way
 _norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -94,7 +98,7 @@ def _pairs(model, x): # (convolution or linear layer, norm) that can be one
         before = note.next_functions[0][0]
         if before in made and uses[before] == 1: yield made[before], norm
 
-# %% ../../nbs/models/58_fast.ipynb #c00e1d3bc
+# %% ../../nbs/models/58_fast.ipynb #c9c61e4e7
 def _fold(layer, norm): # put `norm` into `layer`, computed in float64
     scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
     shift = 0 if layer.bias is None else layer.bias.double()
@@ -108,7 +112,7 @@ def fold_norms(
     size=None,       # (h,w) of its pictures; None: the model's own, or 256×128
 ) -> nn.Module: # a copy in evaluation, without the norms that could be folded
     "Fold batch norms into the layers before them"
-    model = deepcopy(model).eval().requires_grad_(True)
+    model = _learning(deepcopy(model).eval(), True)
     x = probe_images(size_of(model, size), 2).to(_device_of(model))
     with torch.enable_grad(): pairs = list(_pairs(model, x))
     with torch.no_grad():
@@ -117,9 +121,9 @@ def fold_norms(
     for parent in list(model.modules()):
         for name, o in parent.named_children():
             if o in gone: setattr(parent, name, nn.Sequential(o.drop, o.act) if hasattr(o, 'act') else nn.Identity()) # timm's norms end with an activation
-    return model.requires_grad_(False)
+    return _learning(model, False)
 
-# %% ../../nbs/models/58_fast.ipynb #d47bc64b
+# %% ../../nbs/models/58_fast.ipynb #f2f5494e
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 class _Half(nn.Module): # convolutions and linear layers in 16 bits, what needs more in 32
@@ -132,7 +136,7 @@ class _Half(nn.Module): # convolutions and linear layers in 16 bits, what needs 
         with torch.autocast(x.device.type, self.dtype): return self.model(x).float()
 
 def _torch(model, x, dtype, n, fold=True, compiled=False):
-    model = fold_norms(model, x.shape[-2:]) if fold else deepcopy(model).eval().requires_grad_(False)
+    model = fold_norms(model, x.shape[-2:]) if fold else _learning(deepcopy(model).eval(), False)
     n = n or (64 if x.is_cuda else max(1, int(16e6 // largest_result(model, x[:1]))))
     if compiled: n = min(n, 64 if x.is_cuda else 16) # the last part is filled up to this length
     model = (_Half(model, DTYPES[dtype]) if dtype else model).to(memory_format=torch.channels_last)
@@ -168,7 +172,7 @@ def _openvino(model, x, dtype, n):
 WAYS = dict(eager=_eager, fold=_torch, compile=_compile, onnx=_onnx, openvino=_openvino)
 _one_length = ('compile', 'openvino') # engines that are built for parts of one length
 
-# %% ../../nbs/models/58_fast.ipynb #c3174d6e1
+# %% ../../nbs/models/58_fast.ipynb #b940f543
 class FastModel:
     "A model behind one call: (n,3,h,w) normalised pictures to (n,d) features in float32"
     training = False
@@ -180,16 +184,17 @@ class FastModel:
         if tuple(x.shape[1:]) != (3, *self.size):
             raise ValueError(f'This model was made for pictures (n,3,{self.size[0]},{self.size[1]}), not {tuple(x.shape)}. '
                              f'Make another: `fast_model(…, size={tuple(x.shape[-2:])})`.')
+        if not x.is_floating_point(): raise ValueError(f'Pictures must be normalised floats, not {x.dtype}: `(x / 255 - mean) / std`.')
         parts = list(x.as_subclass(torch.Tensor).to(self.device, torch.float32).contiguous().split(self.n))
         if self.how in _one_length and len(parts[-1]) < self.n: parts[-1] = F.pad(parts[-1], (0, 0, 0, 0, 0, 0, 0, self.n - len(parts[-1])))
         return torch.cat(list(self.run(parts)))[:len(x)]
     def __repr__(self):
         return f'{self.how} {self.dtype or "float32"}, {self.size[0]}×{self.size[1]}, {self.n} at a time; started in {self.start_s:.1f} s, 1 − cosine to float32 {self.error:.0e}'
 
-# %% ../../nbs/models/58_fast.ipynb #c5dde00d4
+# %% ../../nbs/models/58_fast.ipynb #c9664d1dc
 @torch.no_grad()
 def fast_model(
-    model:nn.Module,     # (n,3,h,w) to (n,d) in evaluation; it is copied
+    model:nn.Module,     # (n,3,h,w) to (n,d) in evaluation; it is copied as it is now, and trained on without effect on the copy
     how:str='fold',      # 'eager', 'fold', 'compile', 'onnx' or 'openvino'
     dtype:str=None,      # None: float32; 'bf16', or 'fp16' (for GPUs)
     size=None,           # (h,w) of the pictures; None: the model's own, or 256×128
@@ -209,7 +214,7 @@ def fast_model(
     out = FastModel(run, how, dtype, size, n, device)
     got = out(x)
     out.start_s, (out.error, out.diff), out.n_feats = time.perf_counter() - start, distance_of(got, want), want.shape[1]
-    tol = tol or (1e-2 if dtype else 1e-6)
+    if tol is None: tol = 1e-2 if dtype else 1e-6
     if not out.error <= tol:
         raise ReidError(f'how={how!r}, dtype={dtype!r} gives other features than the model: 1 − cosine is {out.error:.1e}, and {tol:.0e} is accepted. '
                         'Take another way, or raise `tol`.')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['features_of', 'evaluating', 'embed_dl', 'embed_items', 'rank_items', 'evaluate_model', 'color_histograms']
 
-# %% ../../nbs/train/10_embed.ipynb #fa25f160
+# %% ../../nbs/train/10_embed.ipynb #fe91b7fb
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 from fastai.torch_core import to_device
 from fastprogress.fastprogress import progress_bar
+from torch import nn
 
 from ..core import ReidError, check_items, rows_of
 from ..data.block import image_dl, open_image
 from ..models.fast import FastModel, InParts, fast_model
 from ..retrieve.results import ReidResults
 
-# %% ../../nbs/train/10_embed.ipynb #c721d4eab
+# %% ../../nbs/train/10_embed.ipynb #c1e7c754
 def features_of(
     run,             # (n,3,h,w) to (n,d): a model in evaluation, `InParts` of it, a `FastModel`
     batches,         # image tensors (n,3,h,w)
@@ -28,22 +29,26 @@ def features_of(
     "Compute the features of batches, one after the other"
     for x in batches:
         feat = run(x)
-        if flip: feat = (feat + run(x.flip(-1))) / 2
         if not isinstance(feat, torch.Tensor) or feat.ndim != 2:
             raise ReidError(f'In evaluation the model must return features (n,d), not {type(feat).__name__} {getattr(feat, "shape", "")}.')
+        if flip: feat = (feat + run(x.flip(-1))) / 2
         yield feat.float().cpu().numpy()
 
 @contextmanager
 def evaluating(
     model, # a module, or anything without a mode
 ):
-    "Put a module into evaluation, without gradients; it is left in the mode it was in"
-    was_training = model.training
-    if was_training: model.eval()
+    "Put a module into evaluation, without gradients; each of its layers is left in the mode it was in"
+    layers = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [o.training for o in layers]
+    if layers: model.eval()
     try:
         with torch.no_grad(): yield
     finally:
-        if was_training: model.train()
+        if layers and modes[0]: model.train() # some models do more here than to note it
+        for o, training in zip(layers, modes): o.training = training
+
+def _device(model): return model.device if isinstance(model, FastModel) else next((o.device for o in model.parameters()), torch.device('cpu'))
 
 def embed_dl(
     model,              # returns features (n,d) in evaluation: a module, or a `FastModel` of one
@@ -52,16 +57,15 @@ def embed_dl(
     progress:bool=True, # show a bar?
 ) -> np.ndarray: # (rows, d) float32, in the order of `dl`; raises `ReidError` where the model returns no feature
     "Compute the features of all images of `dl`; the model is left in the mode it was in"
-    fast = isinstance(model, FastModel)
-    device, run = (model.device, model) if fast else (next(model.parameters()).device, InParts(model))
+    device, run = _device(model), model if isinstance(model, FastModel) else InParts(model)
     batches = (to_device(o, device)[0].as_subclass(torch.Tensor) for o in (progress_bar(dl, leave=False) if progress else dl))
     with evaluating(model): feats = list(features_of(run, batches, flip))
     if not feats: raise ReidError('The loader has no images, so there are no features.')
     return np.concatenate(feats)
 
-# %% ../../nbs/train/10_embed.ipynb #e759de6b
+# %% ../../nbs/train/10_embed.ipynb #b62d602b
 def embed_items(
-    model:torch.nn.Module, # returns features (n,d) in evaluation
+    model,                 # returns features (n,d) in evaluation: a module, or a `FastModel` of one
     items:pd.DataFrame,    # item table; only its paths are used
     size=(256, 128),       # (h,w) that the model was trained with
     flip:bool=False,       # average with the mirror image's feature?
@@ -71,11 +75,12 @@ def embed_items(
     **kwargs,              # of `image_dl`: `bs`, `num_workers`, `cache`
 ) -> np.ndarray: # (rows, d) float32, in the order of `items`
     "Compute the features of a table's images"
-    device = next(model.parameters()).device
+    if dtype and how is None: raise ValueError(f"dtype={dtype!r} needs a way to run the model: pass `how='fold'`, or another of `fast_model`.")
+    if how is not None and isinstance(model, FastModel): raise ValueError(f'This is a `FastModel` already, made with how={model.how!r}; pass the module to run it with how={how!r}.')
     if how is not None: model = fast_model(model, how, dtype, size)
-    return embed_dl(model, image_dl(items, size, device=device, **kwargs), flip=flip, progress=progress)
+    return embed_dl(model, image_dl(items, size, device=_device(model), **kwargs), flip=flip, progress=progress)
 
-# %% ../../nbs/train/10_embed.ipynb #e5678765
+# %% ../../nbs/train/10_embed.ipynb #c9d313093
 def rank_items(
     feats:np.ndarray,     # (rows, d) features of `items`
     items:pd.DataFrame,   # item table with query and gallery rows
@@ -89,7 +94,7 @@ def rank_items(
     return ReidResults.from_feats(feats[q], feats[g], rows_of(items, 'query'), rows_of(items, 'gallery'), protocol=protocol, metric=metric, topk=topk)
 
 def evaluate_model(
-    model:torch.nn.Module, # returns features (n,d) in evaluation
+    model,                 # returns features (n,d) in evaluation: a module, or a `FastModel` of one
     items:pd.DataFrame,    # item table with query and gallery rows; others are left out
     size=(256, 128),       # (h,w) that the model was trained with
     protocol='market',     # as in `rank_stats`

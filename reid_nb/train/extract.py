@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['IMAGE_FILES', 'image_files', 'FeatureExtractor']
 
-# %% ../../nbs/train/12_extract.ipynb #c6e3c3b0c
+# %% ../../nbs/train/12_extract.ipynb #e343b7ff
+import errno
 import json
 import os
 from collections import deque
+from copy import deepcopy
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import islice
@@ -26,12 +28,13 @@ from PIL import Image
 
 from ..core import ReidError, atomic_path, patch
 from ..data.cache import OnePass, _open, pixels_of
-from ..models.export import size_of
+from ..data.own import as_shown
+from ..models.export import probe_images, size_of
 from ..models.fast import fast_model
 from ..models.zoo import create_model, load_weights
 from .embed import features_of
 
-# %% ../../nbs/train/12_extract.ipynb #c7b6bb3d3
+# %% ../../nbs/train/12_extract.ipynb #c0d4688ae
 IMAGE_FILES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.gif')
 
 def image_files(
@@ -42,44 +45,65 @@ def image_files(
     if not found: raise ReidError(f'{folder} has no files that end with {", ".join(IMAGE_FILES)}.')
     return found
 
+def _is_path(o): return isinstance(o, (str, os.PathLike))
+
 def _things(images): # anything → an iterable of paths, images, arrays (h,w,3), tensors (3,h,w)
-    if isinstance(images, pd.DataFrame): return list(images.path)
+    if isinstance(images, pd.DataFrame):
+        if 'path' not in images: raise ReidError(f'The table has no column `path`, but {", ".join(map(str, images.columns[:8])) or "none at all"}.')
+        return list(images.path)
     if isinstance(images, (str, os.PathLike)): return image_files(images) if Path(images).is_dir() else [images]
+    if isinstance(images, pd.Series): return list(images)
     if isinstance(images, Image.Image): return [images]
     if isinstance(images, (np.ndarray, torch.Tensor)): return [images] if images.ndim == 3 or images.ndim == 2 else list(images)
     return images
 
-def _rgb(o, channels): # a Pillow image, RGB, of an image or array
-    if isinstance(o, Image.Image): return o if o.mode == 'RGB' else o.convert('RGB')
-    if o.dtype != np.uint8 or o.ndim != 3 or o.shape[2] != 3:
+class _Unreadable(ReidError): "A picture that can't be decoded"
+
+def _shown(im): # a Pillow image as its file would be read: upright, no transparency, 8 bits
+    try: return as_shown(im)
+    except Exception as e: raise _Unreadable(f'{getattr(im, "filename", "") or "a Pillow image"} can\'t be read ({type(e).__name__}: {e})') from e
+
+def _image(o, channels): # a Pillow image of an array (h,w,3)
+    if o.dtype != np.uint8 or o.ndim != 3 or o.shape[2] != 3 or not o.size:
         raise ReidError(f'An array must be a picture (h,w,3) of bytes, not {o.shape} {o.dtype}. Grey: `np.stack([x] * 3, -1)`; floats in [0,1]: `(x * 255).astype("uint8")`.')
     if channels not in ('rgb', 'bgr'):
         raise ReidError("Arrays don't say which channel is red. Pass `channels='bgr'` for pictures that OpenCV read, `channels='rgb'` for those of Pillow, imageio, matplotlib.")
     return Image.fromarray(np.ascontiguousarray(o[..., ::-1] if channels == 'bgr' else o))
+
+def _array(o): # (h,w,3) of a tensor of bytes
+    if o.dtype != torch.uint8 or o.ndim != 3 or o.shape[0] != 3:
+        raise ReidError(f'A tensor must be a picture (3,h,w), of bytes or of normalised floats, not {tuple(o.shape)} {o.dtype}. `x.permute(2, 0, 1)` puts channels first.')
+    return o.permute(1, 2, 0).cpu().numpy()
 
 def _bytes(o, size, channels): # (3,h,w) bytes of one thing; a tensor of floats as it is
     if isinstance(o, torch.Tensor) and o.is_floating_point():
         if tuple(o.shape) != (3, *size):
             raise ReidError(f'Tensors of floats are taken for normalised pictures (3,{size[0]},{size[1]}), and this one is {tuple(o.shape)}. Pass bytes (uint8), which are resized.')
         return o
-    if isinstance(o, torch.Tensor): o, channels = o.permute(1, 2, 0).cpu().numpy(), 'rgb'
-    if isinstance(o, (str, os.PathLike)): o = _open(o)
-    elif not isinstance(o, (Image.Image, np.ndarray)): raise TypeError(f'A picture is a path, a Pillow image, an array or a tensor, not {type(o).__name__}.')
-    return pixels_of(_rgb(o, channels), size=size)
+    if isinstance(o, torch.Tensor): o, channels = _array(o), channels or 'rgb'
+    if isinstance(o, np.ndarray): o = _image(o, channels)
+    elif isinstance(o, Image.Image): o = _shown(o)
+    elif _is_path(o): o = _open(o)
+    else: raise TypeError(f'A picture is a path, a Pillow image, an array or a tensor, not {type(o).__name__}.')
+    return pixels_of(o, size=size)
 
-# %% ../../nbs/train/12_extract.ipynb #c81e3e5d9
-def _read(rows, size, channels): # [(row, path, pixels or None)] → (rows that could be read, their pixels, {row: (path, what is wrong)})
+# %% ../../nbs/train/12_extract.ipynb #ef28df97
+def _read(rows, size, channels): # [(row, path, pixels, an error, or None)] → (rows that could be read, their pixels, {row: (path, what is wrong)})
     good, out, bad = [], [], {}
     for i, path, pixels in rows:
-        try: out.append(_bytes(path, size, channels) if pixels is None else pixels)
-        except ReidError as e: bad[i] = str(path), str(e).removeprefix(f"{path} can't be read ").split('. Restore the file')[0]
+        try:
+            if isinstance(pixels, ReidError): raise pixels
+            out.append(_bytes(path, size, channels) if pixels is None else pixels)
+        except ReidError as e: bad[i] = str(path), str(e).partition(" can't be read ")[2].split('. Restore the file')[0]
         else: good.append(i)
     return good, out, bad
 
-def _is_path(o): return isinstance(o, (str, os.PathLike))
+def _now(i, o, size, channels): # an image or an array at once, since it may be written to again
+    try: return i, None, _bytes(o, size, channels)
+    except _Unreadable as e: return i, getattr(o, 'filename', '') or f'image {i}', e
 
 def _ahead(things, size, channels, bs, n_threads): # yields what `_read` returns, batch by batch, in order
-    rows = ((i, o, None) if _is_path(o) else (i, None, _bytes(o, size, channels)) for i, o in enumerate(things)) # arrays at once: they may be written to again
+    rows = ((i, o, None) if _is_path(o) else _now(i, o, size, channels) for i, o in enumerate(things))
     with ThreadPoolExecutor(n_threads) as pool:
         waiting = deque()
         while batch := list(islice(rows, bs)):
@@ -91,11 +115,11 @@ def _refuse(bad): # one error for all files that can't be read
     shown = '; '.join(f'{path} {why}' for path, why in list(bad.values())[:10])
     raise ReidError(f'{len(bad)} picture{"s" * (len(bad) > 1)} can\'t be read: {shown}{" …" * (len(bad) > 10)}. Restore them, or pass `skip=True` to go on without them.')
 
-# %% ../../nbs/train/12_extract.ipynb #c919b9d1c
+# %% ../../nbs/train/12_extract.ipynb #c5fecfada
 class FeatureExtractor:
     "Pictures in, features out"
     def __init__(self,
-        model,                  # a module that returns (n,d) in evaluation, or a name that `create_model` knows
+        model,                  # a module that returns (n,d) in evaluation, which is copied, or a name that `create_model` knows
         weights=None,           # a file that `load_weights` reads, 'imagenet', or 'random'; needed with a name
         size=None,              # (h,w) of the pictures; None: the model's own, or 256×128
         device=None,            # None: where the model is, for a name fastai's default
@@ -105,19 +129,21 @@ class FeatureExtractor:
         scales=(1.,),           # sizes to average over, as multiples of `size`
         bs:int=64,              # pictures in a batch
         n_threads:int=None,     # threads that read pictures; None: one for each core, at most 8
-        mean=imagenet_stats[0], # of the channels, in [0,1], that the model was trained with
-        std=imagenet_stats[1],
+        mean=None,              # of the channels, in [0,1], that the model was trained with; None: ImageNet's, or what timm notes beside its weights
+        std=None,
         **kwargs,               # to `create_model`
     ): # raises `ReidError` for a name without weights
         self.name = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, str): model, device = _by_name(model, weights, size, kwargs), device or default_device()
-        elif weights is not None: load_weights(model, weights)
-        self.size, self.bs, self.flip, self.scales, self.skipped = size_of(model, size), bs, flip, tuple(scales), {}
-        self.how, self.dtype, self.mean, self.std = how, dtype, tuple(mean), tuple(std)
+        elif weights is not None: load_weights(model := deepcopy(model), weights)
+        self.size, self.bs, self.flip, self.scales, self.skipped = size_of(model, size), bs, flip, tuple(float(o) for o in scales), {}
+        if bs < 1 or not self.scales: raise ValueError(f'There must be at least a picture in a batch and one scale, not bs={bs} and scales={self.scales}.')
+        self.how, self.dtype, (self.mean, self.std) = how, dtype, _colours(model, weights == 'imagenet' or kwargs.get('pretrained'), mean, std)
         self.n_threads = n_threads or min(os.cpu_count(), 8)
         self.fast = {o: fast_model(model, how, dtype, tuple(round(o * k) for k in self.size), device=device) for o in self.scales}
         self.n_feats, self.device = next((o.n_feats, o.device) for o in self.fast.values())
-        self.weights_id, self._pass = _digest(model), OnePass(0, 0, 0, mean=mean, std=std)
+        self.weights_id, self._pass = _digest(model, self.size), OnePass(0, 0, 0, mean=self.mean, std=self.std)
+        self.probe = _summary(self._run(probe_images(self.size, 2).to(self.device)))
     def __repr__(self): return f'{self.name}, {self.n_feats} numbers; ' + '; '.join(map(repr, self.fast.values()))
 
 def _by_name(name, weights, size, kwargs): # a model; never a random one by accident
@@ -125,11 +151,24 @@ def _by_name(name, weights, size, kwargs): # a model; never a random one by acci
         raise ReidError(f"{name} without weights is a random network. Pass `weights=` a checkpoint file, 'imagenet' for models of timm, or 'random' if you mean it.")
     return create_model(name, 1, weights=None if weights == 'random' else weights, size=size, **kwargs)
 
-def _digest(model): # what tells these weights from others; a classifier has no part in a feature, and is random where the file had one for other people
-    h = blake2b(digest_size=12)
+def _colours(model, pretrained, *given): # mean and deviation of the channels: those given, those that timm notes beside its weights, or ImageNet's
+    cfg = next((o.pretrained_cfg for o in model.modules() if isinstance(getattr(o, 'pretrained_cfg', None), dict)), {}) if pretrained else {}
+    out = [tuple(float(k) for k in (cfg.get(name, usual) if o is None else o)) for name, usual, o in zip(('mean', 'std'), imagenet_stats, given)]
+    if any(len(o) != 3 for o in out): raise ValueError(f'`mean` and `std` must be a number for each of red, green and blue, not {out}.')
+    return out
+
+def _digest(model, size): # what tells these weights from others; a classifier that isn't called has no part in a feature, and is random where the file had one for other people
+    h, unused = blake2b(digest_size=12), {k for k, _ in model.named_modules() if k.startswith('classifier')}
+    if unused and not isinstance(model, torch.jit.ScriptModule):
+        copy = deepcopy(model).float().eval()
+        for k in unused: copy.get_submodule(k).register_forward_hook(lambda *_, k=k: unused.discard(k))
+        with torch.no_grad(): copy(probe_images(size, 1).to(next(copy.parameters()).device))
     for k, o in model.state_dict().items():
-        if not k.startswith('classifier'): h.update(k.encode() + o.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if k.rpartition('.')[0] not in unused: h.update(k.encode() + o.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
+
+def _summary(feats): # a few numbers of features (n,d), which tell two models apart that have the same weights
+    return [float(f'{k:.6g}') for row in feats.float().cpu().numpy() for k in (o.mean() for o in np.array_split(row, min(8, len(row))))]
 
 # %% ../../nbs/train/12_extract.ipynb #c5467154f
 @patch
@@ -169,18 +208,18 @@ def batches(self:FeatureExtractor,
     if progress and n_batches > 1: it = progress_bar(it, total=n_batches, leave=False)
     for feats in it: yield rows.popleft(), feats
 
-# %% ../../nbs/train/12_extract.ipynb #d05649f3
+# %% ../../nbs/train/12_extract.ipynb #c9ebd00dc
 @patch
 def _look_through(self:FeatureExtractor, things, channels): # read the rest, without the model, to name all bad files at once
-    if hasattr(things, '__len__'):
-        paths = [o for o in things if _is_path(o)]
-        for _, _, bad in _ahead(paths, self.size, channels, self.bs, self.n_threads): self.skipped |= bad
+    if isinstance(things, (list, tuple)):
+        rows = [i for i, o in enumerate(things) if _is_path(o)]
+        for _, _, bad in _ahead([things[i] for i in rows], self.size, channels, self.bs, self.n_threads): self.skipped |= {rows[i]: o for i, o in bad.items()}
     _refuse(self.skipped)
 
 @patch
 def __call__(self:FeatureExtractor,
     images,             # a path, folder, Pillow image, array, tensor, any iterable of these, or a table with a column `path`
-    channels:str=None,  # of arrays: 'rgb' or 'bgr'
+    channels:str=None,  # of arrays: 'rgb' or 'bgr'; also of tensors of bytes, which are 'rgb' unless you say so
     skip:bool=False,    # leave out files that can't be read? `skipped` then has their rows; otherwise they are an error
     progress:bool=True, # show a bar?
 ) -> np.ndarray: # (n,d) float32, in order; raises `ReidError` with all files that can't be read
@@ -189,28 +228,40 @@ def __call__(self:FeatureExtractor,
     if not feats: raise ReidError(f'There are no pictures to compute features of{f", since {len(self.skipped)} can not be read" * bool(self.skipped)}.')
     return np.concatenate(feats)
 
-# %% ../../nbs/train/12_extract.ipynb #c47afe081
+# %% ../../nbs/train/12_extract.ipynb #c8fb6416b
 @patch
-def _key(self:FeatureExtractor, paths, skip): # what features depend on
+def _key(self:FeatureExtractor, paths): # what features depend on, beside the files' contents
+    return json.loads(json.dumps(dict(model=self.name, weights=self.weights_id, probe=self.probe, size=self.size, how=self.how, dtype=self.dtype or 'float32', flip=self.flip,
+        scales=self.scales, mean=self.mean, std=self.std, n_feats=self.n_feats, n=len(paths), names=_hash(map(str, paths)))))
+
+def _hash(lines, h=None): # of some lines, or of those after others
+    h = h or blake2b(digest_size=12)
+    for o in lines: h.update(json.dumps(o).encode() + b'\n')
+    return h.hexdigest()
+
+def _signatures(paths): # size and time of each file
     def sig(p):
         try: st = os.stat(p)
         except OSError: return 0, 0
         return st.st_size, st.st_mtime_ns
-    made = dict(model=self.name, weights=self.weights_id, size=self.size, how=self.how, dtype=self.dtype or 'float32', flip=self.flip, scales=self.scales, mean=self.mean, std=self.std)
-    pics = blake2b(json.dumps([[str(p), *sig(p)] for p in paths]).encode(), digest_size=12).hexdigest()
-    return json.loads(json.dumps(made | dict(pictures=pics, n=len(paths), skip=skip, n_feats=self.n_feats)))
+    return [sig(p) for p in paths]
 
 def _load_json(path):
     try: return json.loads(path.read_text())
     except (OSError, ValueError): return {}
 
-def _same(found, key, path, overwrite): # is it this extraction's? raises `ReidError` where another one's would be lost
-    if not found or overwrite: return False
-    if (differ := [k for k in key if found.get(k) != key[k]]) and path.exists():
+def _alike(a, b, tol=.01): # are these the same numbers, but for rounding on another machine?
+    a, b = np.array(a or [], float), np.array(b)
+    return a.shape == b.shape and np.abs(a - b).max() <= tol * np.abs(b).max()
+
+def _refuse_others(found, key, path): # raises `ReidError` where another extraction's features would be lost
+    if not found: raise ReidError(f'{path} is there already, and no description beside it says whose features it holds. Choose another name, or pass `overwrite=True`.')
+    def same(k): return _alike(found.get(k), key[k], .01 if key['dtype'] == 'float32' else .1) if k == 'probe' else found.get(k) == key[k]
+    if differ := [k for k in key if not same(k)]:
         k = differ[0]
         raise ReidError(f'{path} holds features of other {", ".join(differ)} ({k} was {found.get(k)!r}, now {key[k]!r}). Choose another name, or pass `overwrite=True`.')
-    return not differ
 
+# %% ../../nbs/train/12_extract.ipynb #c2cf56396
 @patch
 def to_file(self:FeatureExtractor,
     images,                 # a table with a column `path`, a folder, or a list of paths
@@ -218,49 +269,87 @@ def to_file(self:FeatureExtractor,
     skip:bool=False,        # leave out files that can't be read? otherwise they are an error
     overwrite:bool=False,   # begin anew, whatever is there?
     progress:bool=True,     # show a bar?
-): # ((n,d) float32, memory-mapped, read only; the table with n rows); raises `ReidError` where a file of other features is in the way
+): # ((n,d) float32, memory-mapped, read only; the table's n rows); raises `ReidError` where a file of other features is in the way, OSError where the disk has no room
     "Write features to a file, and go on where an earlier call was interrupted"
     path = Path(path)
     if path.suffix != '.npy': raise ValueError(f'`path` must end with .npy, not {path.name}.')
-    table = images.reset_index(drop=True) if isinstance(images, pd.DataFrame) else pd.DataFrame(dict(path=[str(o) for o in _paths(images)]))
-    key, part, state = self._key(table.path, skip), path.with_suffix('.part.npy'), path.with_suffix('.part.json')
-    if not (path.exists() and _same(_load_json(path.with_suffix('.json')) or dict(what='nobody knows'), key, path, overwrite)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = _load_json(state) if part.exists() and _same(_load_json(state), key, part, overwrite) else key | dict(done=0, skipped={})
-        self._fill(table, part, state, done, skip, progress)
-        _finish(table, path, part, state, key)
-    return np.load(path, mmap_mode='r'), pd.read_csv(path.with_suffix('.csv'))
+    paths = _paths(images)
+    table = images.reset_index(drop=True) if isinstance(images, pd.DataFrame) else pd.DataFrame(dict(path=[str(o) for o in paths]))
+    key, sigs, about, (part, state) = self._key(paths), _signatures(paths), path.with_suffix('.json'), _half(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    complete = path.exists() and not overwrite
+    if complete: _refuse_others(found := _load_json(about), key | dict(pictures=_hash(sigs)), path)
+    else: found = _before(path, key, sigs, overwrite)
+    if found['skipped'] and not skip: _refuse(found['skipped'])
+    if not complete: found = self._fill(paths, sigs, path, key, found, skip, progress)
+    self.skipped = {int(i): tuple(o) for i, o in found['skipped'].items()}
+    rows = table.drop(index=list(self.skipped)).reset_index(drop=True)
+    if not complete: _finish(part, path, found, rows)
+    _write_table(rows, path.with_suffix('.csv'))
+    for o in (part, state): o.unlink(missing_ok=True)
+    return np.load(path, mmap_mode='r'), rows
+
+def _half(path): return path.with_suffix('.part.npy'), path.with_suffix('.part.json') # an unfinished array, and how far it is
 
 def _paths(images): # a list of paths, or an error
     things = list(_things(images))
-    if all(map(_is_path, things)) and things: return things
+    if not things: raise ReidError('There are no pictures to compute features of.')
+    if all(map(_is_path, things)): return things
     raise ReidError('`to_file` goes on after an interruption, so it needs pictures that are files: a table, a folder or a list of paths. For others, use `batches` or a call.')
 
-# %% ../../nbs/train/12_extract.ipynb #c4cc13cc9
+# %% ../../nbs/train/12_extract.ipynb #ce085c7a
+def _before(path, key, sigs, overwrite): # what an interrupted call has noted; raises `ReidError` where others' files are in the way
+    part, state = _half(path)
+    found = {} if overwrite else _load_json(state)
+    if found and part.exists():
+        _refuse_others(found, key | dict(pictures=_hash(sigs[:found['done']])), part)
+        return found
+    for o in (path.with_suffix('.csv'), path.with_suffix('.json')):
+        if o.exists() and not overwrite: raise ReidError(f'{o} is there already, and would be written over. Choose another name, or pass `overwrite=True`.')
+    return dict(done=0, skipped={})
+
+def _zeros(part, shape): # whose room on the disk is taken at once: a full disk is an error now, not a crash in the middle
+    out = np.lib.format.open_memmap(part, 'w+', np.float32, shape)
+    try:
+        with open(part, 'r+b') as f: getattr(os, 'posix_fallocate', lambda *_: None)(f.fileno(), 0, part.stat().st_size)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return out # a file system that can't
+        del out
+        part.unlink()
+        raise OSError(e.errno, f'{shape[0]} features of {shape[1]} numbers take {4e-9 * shape[0] * shape[1]:.2g} GB, for which there is no room', str(part)) from e
+    return out
+
 @patch
-def _fill(self:FeatureExtractor, table, part, state, done, skip, progress): # compute the rows from `done` on
-    out = np.lib.format.open_memmap(part, 'r+' if done['done'] else 'w+', np.float32, (len(table), self.n_feats))
-    first, skipped = done['done'], dict(done['skipped'])
+def _fill(self:FeatureExtractor, paths, sigs, path, key, done, skip, progress): # compute the rows from `done` on; the description of all
+    (part, state), first, skipped = _half(path), done['done'], dict(done['skipped'])
+    if not first: state.unlink(missing_ok=True) # before the array that it speaks of
+    out = np.lib.format.open_memmap(part, 'r+') if first else _zeros(part, (len(paths), self.n_feats))
+    h, at = blake2b(digest_size=12), 0
     def note(n): # that the first n rows are done
-        with atomic_path(state) as p: p.write_text(json.dumps(done | dict(done=n, skipped={k: o for k, o in skipped.items() if int(k) < n})))
+        nonlocal at
+        about, at = key | dict(pictures=_hash(sigs[at:n], h), done=n, skipped={k: o for k, o in skipped.items() if int(k) < n}), n
+        with atomic_path(state) as p: p.write_text(json.dumps(about))
+        return about
     note(first)
-    for rows, feats in self.batches(list(table.path[first:]), skip=skip, progress=progress):
+    for rows, feats in self.batches(paths[first:], skip=skip, progress=progress):
         out[[first + i for i in rows]] = feats
         out.flush()
         skipped |= {str(first + i): o for i, o in self.skipped.items()}
         note(first + rows[-1] + 1)
     skipped |= {str(first + i): o for i, o in self.skipped.items()}
-    note(len(table))
+    return note(len(paths))
 
-def _finish(table, path, part, state, key): # the table and the description, and the array's name last
-    skipped = _load_json(state)['skipped']
-    keep = np.setdiff1d(np.arange(len(table)), [int(o) for o in skipped])
-    if not len(keep): raise ReidError(f'None of the {len(table)} pictures could be read.')
+def _write_table(rows, path): # where it says something else, or isn't there
+    text = rows.to_csv(index=False).encode('utf-8', 'surrogateescape')
+    if path.exists() and path.read_bytes() == text: return
+    with atomic_path(path) as p: p.write_bytes(text)
+
+def _finish(part, path, about, rows): # the table and the description, and the array's name last
+    keep = np.setdiff1d(np.arange(about['n']), [int(o) for o in about['skipped']])
+    if not len(keep): raise ReidError(f'None of the {about["n"]} pictures could be read.')
     path.unlink(missing_ok=True)
-    with atomic_path(path.with_suffix('.csv')) as p: table.iloc[keep].to_csv(p, index=False)
-    with atomic_path(path.with_suffix('.json')) as p: p.write_text(json.dumps(key | dict(skipped=skipped), indent=1))
-    if skipped:
+    _write_table(rows, path.with_suffix('.csv'))
+    with atomic_path(path.with_suffix('.json')) as p: p.write_text(json.dumps({k: o for k, o in about.items() if k != 'done'}, indent=1))
+    if len(keep) == about['n']: os.replace(part, path)
+    else:
         with atomic_path(path) as p: np.save(p, np.load(part, mmap_mode='r')[keep])
-        part.unlink()
-    else: os.replace(part, path)
-    state.unlink()
