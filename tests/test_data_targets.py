@@ -1,6 +1,7 @@
 "Pairs of labelled and unlabelled batches: what is in them, how long an epoch is, seeds, going on, workers and cache"
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -153,6 +154,7 @@ def test_what_cannot_be_paired(tables):
     with pytest.raises(ReidError, match='0 training rows'): dls.with_targets(b.assign(split='gallery'))
     with pytest.raises(ReidError, match='24 pictures are in the source and in the target'): dls.with_targets(source)
     with pytest.raises(ReidError, match='no table'): dls.with_targets()
+    with pytest.raises(ReidError, match='20 pictures are in the targets twice'): dls.with_targets(b, b, bs=4)
     with pytest.raises(ReidError, match='Targets are pictures'): dls.with_targets(b.assign(frames=[[p] for p in b.path]))
     with pytest.raises(ValueError, match='`length` must be'): dls.with_targets(b, bs=4, length='shorter')
     twice = dls.with_targets(b, bs=4).with_targets(b, bs=5) # the later one counts
@@ -160,3 +162,44 @@ def test_what_cannot_be_paired(tables):
 
     with pytest.raises(ReidError, match=r'20 of 20 training rows are without labels \(pid -1\).*with_targets'):
         ReidDataLoaders.from_items(pd.concat([b.assign(pid=-1), source[source.split != 'train']]), size=SIZE, p=3, k=2)
+
+
+def test_a_sampler_has_its_own_length_of_batches(tables):
+    source, b, _ = tables
+    dls = ReidDataLoaders.from_items(source, size=SIZE, device='cpu', p=6, k=4)
+    assert dls.train.bs == 24 and len(next(iter(dls.with_targets(b, sampler=lambda r: RandomSampler(r, 4)).train))[1].row) == 4 # though there are only 20 rows
+    with pytest.raises(ReidError, match='20 training rows, and a batch takes 50'): dls.with_targets(b, sampler=lambda r: RandomSampler(r, 50)) # it would wait for a batch for ever
+    with pytest.raises(ValueError, match='pass one of the two'): dls.with_targets(b, bs=4, sampler=lambda r: RandomSampler(r, 4))
+    for bs in (0, -1):
+        with pytest.raises(ValueError, match='at least one picture'): dls.with_targets(b, bs=bs)
+
+
+def test_pictures_of_the_test_are_told_of_and_another_spelling_is_the_same_picture(tables):
+    source, b, _ = tables
+    dls = ReidDataLoaders.from_items(source, size=SIZE, device='cpu', p=3, k=2)
+    with pytest.warns(UserWarning, match='8 pictures of the targets are tested on as well'): dls.with_targets(source[source.split == 'gallery'].assign(split='train'), bs=4)
+    with pytest.raises(ReidError, match='24 pictures are in the source and in the target'): dls.with_targets(source.assign(path=[f'{o.parent}/./{o.name}' for o in map(Path, source.path)]), bs=4)
+
+
+def test_triplets_and_evaluation_beside_targets(tables):
+    from reid_nb.train.callbacks import TripletCallback
+    from reid_nb.train.learner import reid_learner
+    source, b, _ = tables
+    from torch import nn
+    dls = ReidDataLoaders.from_items(source, size=SIZE, device='cpu', p=3, k=2, tfms=[])
+    class Net(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.lin, self.classifier = nn.Linear(3, 8), nn.Linear(8, n)
+        def forward(self, x):
+            f = self.lin(x.mean((2, 3)))
+            return [(f, self.classifier(f))] if self.training else f
+    def run(dls, *cbs):
+        torch.manual_seed(0)
+        learn = reid_learner(dls, Net(dls.c), cbs=[TripletCallback(), *cbs], channels_last=False)
+        with learn.no_logging(): learn.fit(1)
+        return learn.evaluate().metrics, learn.recorder.values[-1]
+    beside = dls.with_targets(b, bs=4)
+    assert beside.train.n == dls.train.n == 24 # rows, as for other loaders
+    a, two = run(dls), run(beside, TargetCallback())
+    assert a == two # the source's batches, its losses and its figures are those without a target

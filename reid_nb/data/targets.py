@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['LENGTHS', 'TargetBatch', 'TargetDL', 'target_datasets', 'PairedDL', 'TargetCallback']
 
-# %% ../../nbs/data/42_targets.ipynb #c93acc7b
+# %% ../../nbs/data/42_targets.ipynb #c9b76482c
+import os
 import random
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -43,14 +45,14 @@ def target_datasets(
 def _camera_numbers(items): # (n,) long: a number from 0 for each (dset, cam), sorted; -1 without a camera
     return torch.from_numpy(items.groupby(['dset', 'cam'], observed=True, sort=True).ngroup().fillna(-1).to_numpy(np.int64, copy=True))
 
-# %% ../../nbs/data/42_targets.ipynb #c6f0e770b
+# %% ../../nbs/data/42_targets.ipynb #c16d1f4fd
 LENGTHS = dict(source=lambda s, t: s, target=lambda s, t: t, longer=max) # batches of an epoch, given those of each
 
 def _endless(dl): # epoch after epoch
     while True: yield from dl
 
 class PairedDL(GetAttr):
-    "Steps of two loaders at once: `((x, y), TargetBatch)`; in everything else it is the source's"
+    "Steps of two loaders at once: `((x, y), TargetBatch)`; in everything else, `one_batch` too, it is the source's"
     _default = 'source'
     def __init__(self,
         source,          # a `SampledDL` of labelled pictures
@@ -58,7 +60,9 @@ class PairedDL(GetAttr):
         length='source', # of an epoch: that of the 'source', of the 'target', or of the 'longer' one
     ):
         if length not in LENGTHS: raise ValueError(f'`length` must be one of {", ".join(map(repr, LENGTHS))}, not {length!r}.')
-        self.source, self.target, self.length, self.done, self.n, self.resume, self.cam = source, target, length, 0, 0, None, _camera_numbers(target.items)
+        for o, whose in ((source, 'source'), (target, 'target')):
+            if not len(o): raise ReidError(f'The {whose} makes no batch: {o.sampler.n} rows, and a batch takes {o.sampler.bs}. Pass a smaller `bs`.')
+        self.source, self.target, self.length, self.done, self.steps, self.resume, self.cam = source, target, length, 0, 0, None, _camera_numbers(target.items)
 
     def _coming(self): # (steps of the epoch, those that are done)
         return self.resume or (LENGTHS[self.length](len(self.source), len(self.target)), 0)
@@ -67,9 +71,9 @@ class PairedDL(GetAttr):
         return n - done
 
     def __iter__(self):
-        (self.n, self.done), self.resume = self._coming(), None
+        (self.steps, self.done), self.resume = self._coming(), None
         both = [_endless(o) for o in (self.source, self.target)]
-        for _, b, (x, row) in zip(range(self.n - self.done), *both):
+        for _, b, (x, row) in zip(range(self.steps - self.done), *both):
             self.done, row = self.done + 1, row.as_subclass(torch.Tensor)
             yield b, TargetBatch((x, self.cam[row.cpu()].to(row.device), row))
         for o in both: o.close()
@@ -87,21 +91,29 @@ class PairedDL(GetAttr):
         copy.setstate(rng.getstate())
         self.source.rng, self.target.rng = rng, random.Random(copy.getrandbits(64))
 
-# %% ../../nbs/data/42_targets.ipynb #d9170a14
+# %% ../../nbs/data/42_targets.ipynb #a264294d
+def _check_pictures(items, dls): # raises `ReidError` for pictures that come twice
+    where = [os.path.abspath(p) for p in items.path]
+    if len(set(where)) < len(where): raise ReidError(f'{len(where) - len(set(where))} pictures are in the targets twice: each would be seen twice as often as others.')
+    def also(table): return sorted(set(where) & {os.path.abspath(p) for p in table.path})
+    if both := also(dls.items): raise ReidError(f'{len(both)} pictures are in the source and in the target, first {both[0]}: their labels would be used and hidden at once.')
+    if both := [] if dls.test_items is None else also(dls.test_items):
+        warnings.warn(f'{len(both)} pictures of the targets are tested on as well, first {both[0]}. A model that has seen the test, though without labels, does better there than elsewhere: say so beside its figures.', stacklevel=3)
+
 @patch
 def with_targets(self:ReidDataLoaders,
     *targets,        # item tables; their training rows are taken, without their labels
-    bs:int=None,     # pictures in a target batch; None: as many as in a source batch
+    bs:int=None,     # pictures in a target batch; None: as many as in a source batch. A `sampler` has its own
     sampler=None,    # makes a `ReidSampler` of the target's rows, `sampler(rows)`, or is one; None: all rows in random order
     length='source', # of an epoch: that of the 'source', of the 'target', or of the 'longer' one
 ) -> ReidDataLoaders: # the same, but its training batches are pairs. Size, transforms, workers and cache are the source's; raises `ReidError` for targets that can't be used
     "Add unlabelled batches of another place to the training batches"
     source, items = self.train.source if isinstance(self.train, PairedDL) else self.train, unlabelled(*targets)
-    bs = source.bs if bs is None else bs
+    if bs is not None and (bs < 1 or sampler is not None): raise ValueError(f'`bs` is {bs}' + ('; at least one picture must be in a batch.' if bs < 1 else ', and `sampler` has a length of batches of its own: pass one of the two.'))
     if 'frames' in items: raise ReidError('Targets are pictures. Make the tracklets\' frames rows first: `reid_nb.data.clips.frame_rows`.')
-    if len(items) < bs: raise ReidError(f'The targets have {len(items)} training rows, and a batch takes {bs}. Pass a smaller `bs`, or rows with split \'train\'.')
-    if both := set(items.path) & set(self.items.path): raise ReidError(f'{len(both)} pictures are in the source and in the target, first {min(both)}: their labels would be used and hidden at once.')
-    chosen = RandomSampler(items, bs) if sampler is None else sampler_of(sampler, items)
+    _check_pictures(items, self)
+    chosen = RandomSampler(items, bs or source.bs) if sampler is None else sampler_of(sampler, items)
+    if len(items) < chosen.bs: raise ReidError(f'The targets have {len(items)} training rows, and a batch takes {chosen.bs}. Pass a smaller `bs`, or rows with split \'train\'.')
     target = source.new(target_datasets(items), cls=TargetDL, sampler=chosen).use_cache(source.cache, np.arange(len(items)))
     target.items = items
     dls = type(self)(PairedDL(source, target, length), self.valid, path=self.path, device=self.device)
@@ -117,12 +129,12 @@ class TargetCallback(Callback):
         if not isinstance(self.dl, PairedDL): raise ReidError('The training batches have no targets. Make the loaders by `dls.with_targets(…)`.')
         (self.learn.xb, self.learn.yb), self.learn.target = ((o,) for o in self.xb[0]), self.yb[0]
 
-# %% ../../nbs/data/42_targets.ipynb #ec4e499d
+# %% ../../nbs/data/42_targets.ipynb #ec733fb3
 @patch
 def state_dict(self:PairedDL) -> dict: # steps of the epoch, those that are done, and where each loader stands
     "Tell where the loaders stand"
     loaders = dict(source=self.source.state_dict(), target=self.target.state_dict())
-    if self.done < self.n: return dict(n=self.n, step=self.done, **loaders)
+    if self.done < self.steps: return dict(n=self.steps, step=self.done, **loaders)
     return dict(n=0, step=0, **{k: dict(epoch=o['epoch'] + (o['batch'] > 0), batch=0, entropy=None) for k, o in loaders.items()}) # the epoch is through
 
 @patch
@@ -131,4 +143,4 @@ def load_state_dict(self:PairedDL,
 ):
     "Go on where other loaders of the same rows stood; with a `seed` in both samplers, with the same batches ever after"
     for o, k in ((self.source, 'source'), (self.target, 'target')): o.load_state_dict(state[k])
-    self.resume, self.n, self.done = (state['n'], state['step']) if state['step'] else None, 0, 0
+    self.resume, self.steps, self.done = (state['n'], state['step']) if state['step'] else None, 0, 0
