@@ -13,7 +13,7 @@ with warnings.catch_warnings(): # torch warns about itself when fastai is import
     from fastai.callback.all import CSVLogger, EarlyStoppingCallback, SaveModelCallback
     from fastai.learner import Learner, load_learner
 
-# %% ../nbs/95_all.ipynb #e11ef710
+# %% ../nbs/95_all.ipynb #c9cea77df
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from .data.synth import synth_clip, synth_people
 from .data.targets import TargetCallback
 from .exercises import angles as _angles, osnet as _osnet, parts as _parts, vit as _vit # their chapters' exercises
 from .losses import CenterLoss, IdLoss, TripletLoss
+from .margins import CircleLoss, FocalLoss, MarginLoss, OIMLoss, RingLoss, use_cosine_head
 from .models.blocks import add_mixstyle, add_nonlocal, to_ibn
 from .models.complexity import complexity
 from .models.embedder import Embedder
@@ -69,9 +70,14 @@ from .retrieve.verify import pair_counts
 from .show.plots import plot_cmc, plot_distances, save_ranks, show_ranks
 from .show.report import save_report
 from .show.widgets import RankBrowser
-from .train.callbacks import CenterLossCallback, CheckpointCallback, ReidEvalCallback, SeedCallback, TripletCallback
+from .train.averages import AccumulateCallback, ChunkCallback, EmaCallback, HardIdentityCallback, SwaCallback
+from .train.callbacks import CenterLossCallback, MetricLossCallback, ReidEvalCallback, SeedCallback, TripletCallback
+from .train.checkpoint import CheckpointCallback
 from .train.embed import color_histograms, embed_items, evaluate_model, rank_items
 from .train.extract import FeatureExtractor
+from .train.finetune import FixBaseCallback, UnfreezeCallback
 from .train.learner import load_run, reid_learner, save_run
+from .train.schedule import EpochSchedule, make_optimizer, step_factor
+from .triplets import BatchAllTripletLoss, ContrastiveLoss, NPairsLoss, SemiHardTripletLoss, WeightedTripletLoss
 
 __all__ = [o for o in dir() if not o.startswith('_') and o != 'warnings']

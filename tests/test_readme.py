@@ -7,7 +7,7 @@ from readme import from_top, readme
 COMMANDS = ['python -m pip install -e ".[lab]" && reid_nb quickstart', 'python -m pip install -e ".[dev]" && pytest']
 
 
-# What a reader has beside the code: `photos`, a folder for each person, with the camera in the file's name; a video and its boxes; features
+# What a reader has beside the code: `photos`, a folder for each person, with the camera in the file's name; a video and its boxes; features; a checkpoint
 SCENE = """
 from pathlib import Path
 from reid_nb.data.synth import synth_clip, synth_people
@@ -19,6 +19,9 @@ import numpy as np
 rng, pid = np.random.default_rng(0), np.arange(600) % 60
 feat = rng.normal(size=(60, 128))[pid] + 2.2 * rng.normal(size=(600, 128))
 np.savez('features.npz', **{f'{k}_{o}': v[i] for k, i in (('q', slice(240)), ('g', slice(240, None))) for o, v in dict(feat=feat, pid=pid, cam=rng.integers(0, 4, 600)).items()})
+import torch
+from reid_nb.models.osnet import osnet_x0_25
+torch.save(dict(state_dict=osnet_x0_25(751).state_dict(), epoch=250), 'checkpoint.pth')
 """
 
 
