@@ -147,6 +147,14 @@ def test_a_learner_trains_on_the_source_and_sees_the_target(tables):
     assert [len(o) for o in dls.new_empty().loaders] == [0, 0]
 
 
+def test_reid_learner_adds_what_pairs_need(tables):
+    from reid_nb.train.learner import reid_learner
+    source, b, _ = tables
+    learn = reid_learner(paired(source, b), 'osnet_x0_25')
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert learn.target.x.shape == (4, 3, *SIZE)
+
+
 def test_what_cannot_be_paired(tables):
     source, b, _ = tables
     dls = ReidDataLoaders.from_items(source, size=SIZE, device='cpu', p=3, k=2)

@@ -8,6 +8,7 @@ from reid_nb.models.complexity import complexity
 from reid_nb.models.embedder import Embedder
 from reid_nb.models.families import NETWORKS
 from reid_nb.models.osnet import osnet_x0_25
+from reid_nb.models.vit import VITS
 from reid_nb.models.zoo import _costs, _count, list_models
 
 @pytest.mark.parametrize('name', GOLDEN.index)
@@ -23,7 +24,7 @@ def test_the_table_is_what_is_counted(name): assert _costs(name) == pytest.appro
 
 def test_the_table_has_every_network_and_its_parameters():
     t = list_models()
-    assert list(t.index) == list(NETWORKS) and t.params.astype(float).to_dict() == pytest.approx(
+    assert list(t.index) == [*NETWORKS, *VITS] and t.params.astype(float).to_dict() == pytest.approx(
         {**t.params.astype(float), **{k: round(GOLDEN.body_params[k] / 1e6, 2) for k in GOLDEN.index}})
     assert t.feature.to_dict() == {**t.feature, **GOLDEN.n_feats}
 

@@ -236,7 +236,7 @@ def test_to_torchreid(tmp_path, state):
 @pytest.mark.parametrize('name, kw, words', [
     ('osnet_x025', {}, 'osnet_x0_25'), ('resnet_50', {}, 'resnet50'), ('zzzzqqq', {}, 'Nearest names: none'), ('timm/resnet_50', {}, 'resnet50'), ('timm/osnet_x1_0', {}, 'no model'),
     ('osnet_x0_25', dict(pool='gem'), 'no `pool`'), ('densenet121', dict(last_stride=1, neck='none'), 'timm/densenet121'), ('hacnn', dict(size=(256, 128)), '160x64'),
-    ('mudeep', dict(size=(128, 64)), '256x128'), ('hacnn', dict(weights='imagenet'), 'Nobody has published')])
+    ('mudeep', dict(size=(8, 8)), 'at least 13x13'), ('hacnn', dict(weights='imagenet'), 'Nobody has published')])
 def test_names_and_options_that_cannot_be(name, kw, words):
     with torch.device('meta'), pytest.raises(ValueError, match=words): create_model(name, 3, **kw)
 
@@ -248,3 +248,34 @@ def test_torchreids_name_comes_first():
 @pytest.mark.parametrize('n', [0, -1])
 def test_no_classes(n):
     with pytest.raises(ValueError, match='n_classes'): create_model('osnet_x0_25', n)
+
+
+@pytest.mark.parametrize('spoil,words', [
+    (lambda o: o * float('nan'), 'not finite'), (lambda o: o.to('meta'), 'meta device'), (lambda o: o.to_sparse(), 'sparse'), (lambda o: o.to(torch.complex64), 'complex')])
+def test_what_cannot_be_a_weight_is_told_and_nothing_is_loaded(spoil, words):
+    model, other = osnet.osnet_x0_25(5), osnet.osnet_x0_25(5)
+    before = {k: o.clone() for k, o in model.state_dict().items()}
+    with pytest.raises(ReidError, match=words): load_weights(model, other.state_dict() | {'fc.0.weight': spoil(other.fc[0].weight.detach())})
+    assert all(torch.equal(o, before[k]) for k, o in model.state_dict().items())
+
+def test_classifiers_of_other_stripes_are_left_out():
+    model, other = create_model('pcb_p6', 5), create_model('pcb_p4', 5)
+    before = model.classifier[0].weight.clone()
+    report = load_weights(model, other)
+    assert torch.equal(model.classifier[0].weight, before) and not any(k.startswith('classifier') for k in report.loaded)
+
+def test_neither_file_nor_weights():
+    for o in (None, 3, [{}]):
+        with pytest.raises(ValueError, match='must be a file'): load_weights(osnet.osnet_x0_25(5), o)
+    with pytest.raises(ValueError, match="no child 'nope'"): load_weights(osnet.osnet_x0_25(5), osnet.osnet_x0_25(5), head='nope')
+    load_weights(torch.nn.DataParallel(model := osnet.osnet_x0_25(5)), other := osnet.osnet_x0_25(5))
+    assert torch.equal(model.fc[0].weight, other.fc[0].weight)
+
+@pytest.mark.parametrize('kw,words', [
+    (dict(n_classes=1.5), 'n_classes'), (dict(n_classes='5'), 'n_classes'), (dict(size=256), 'size'), (dict(size=(0, 0)), 'size'), (dict(name='OSNET_X0_25'), 'osnet_x0_25'), (dict(name=None), 'no model None'),
+    (dict(weights=''), 'weights'), (dict(weights=True), 'weights'), (dict(name='inceptionv4', size=(64, 32)), 'from 75x75 on')])
+def test_create_model_says_what_it_needs(kw, words):
+    with pytest.raises(ValueError, match=words): create_model(**dict(name='osnet_x0_25', n_classes=5) | kw)
+
+def test_mudeep_of_another_size():
+    with torch.device('meta'): assert create_model('mudeep', 5, size=(64, 32)).input_size == (64, 32)

@@ -47,7 +47,7 @@ class Fusion(nn.Module):
         self.avgpool = nn.AvgPool2d(4)
     def forward(self, maps): return self.avgpool(sum(a * o for a, o in zip(self.parameters(), maps)))
 
-# %% ../../nbs/models/34_mudeep.ipynb #c758e4f9d
+# %% ../../nbs/models/34_mudeep.ipynb #c34030785
 class MuDeep(ReidModel):
     "Streams of four scales, fused channel by channel; takes pictures of one `size` only"
     def __init__(self,
@@ -67,8 +67,8 @@ class MuDeep(ReidModel):
         return self.block5(self.block4.each(self.block3(self.block2(self.block1(x)))))
     def pool(self, maps): return self.fc(maps.flatten(1))
 
-def mudeep(n_classes:int, **kwargs) -> MuDeep:
-    "Make a MuDeep for `n_classes` identities"
-    return MuDeep(n_classes, **kwargs)
+def mudeep(n_classes:int, size:tuple=(256, 128), **kwargs) -> MuDeep:
+    "Make a MuDeep for `n_classes` identities and pictures of `size` (h,w)"
+    return MuDeep(n_classes, size=size, **kwargs)
 
 MUDEEPS = dict(mudeep=mudeep)

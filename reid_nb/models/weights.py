@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'read_checkpoint', 'set_stem', 'LoadReport', 'load_weights', 'to_torchreid', 'save_torchreid']
 
-# %% ../../nbs/models/40_weights.ipynb #f86d0803
+# %% ../../nbs/models/40_weights.ipynb #c9086a456
+import os
+import pickle
 import re
 import sys
 import warnings
@@ -21,7 +23,7 @@ from torch import nn
 from ..core import ReidError, atomic_path
 from .families import best_match
 
-# %% ../../nbs/models/40_weights.ipynb #c54e3904c
+# %% ../../nbs/models/40_weights.ipynb #cb1b6bf3
 _harmless = [L, np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__], *[(np._core.multiarray.scalar, f'numpy.{o}.multiarray.scalar') for o in ('core', '_core')]]
 
 def _load_safely(path): # what a pickle of tensors, numbers and containers holds; text may be Python 2's
@@ -47,7 +49,7 @@ def read_checkpoint(
         if path.suffix == '.safetensors': return load_file(path)
         return torch.load(path, map_location='cpu', weights_only=False, encoding='latin1') if trust else _load_safely(path)
     except Exception as e: # a damaged file can raise nearly anything
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        why = 'it holds Python objects' if isinstance(e, pickle.UnpicklingError) and 'weights_only' in str(e) else (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise ReidError(f'{path} ({path.stat().st_size:,} bytes) is no checkpoint that can be read: {why}. {_kind_of(path, trust)}') from e
 
 def _kind_of(path, trust): # what to do about a file that can't be read
@@ -57,7 +59,7 @@ def _kind_of(path, trust): # what to do about a file that can't be read
     return ('It is cut off, holds no weights, or holds Python objects, which are not run here. Fetch or save it again; a Learner that was exported whole is opened by `load_learner`; '
             'objects from somebody you trust by `trust=True`.')
 
-# %% ../../nbs/models/40_weights.ipynb #c372f9819
+# %% ../../nbs/models/40_weights.ipynb #c487ee570
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'net')
 
 def _state_of(obj, what): # the dictionary of tensors in `obj`
@@ -69,7 +71,10 @@ def _state_of(obj, what): # the dictionary of tensors in `obj`
     if not isinstance(found, dict) or not found or not all(isinstance(o, torch.Tensor) for o in found.values()):
         keys = f'a dictionary with {list(obj)[:5]}' if isinstance(obj, dict) else type(obj).__name__
         raise ReidError(f'{what} holds {keys}, not weights. Pass a state dict, or a dictionary that has one under `state_dict` or `model`.')
-    return {re.sub(r'^((module|_orig_mod)\.)+', '', k): o for k, o in found.items()}
+    state = {re.sub(r'^((module|_orig_mod)\.)+', '', k): o for k, o in found.items()}
+    for k, o in state.items():
+        if o.layout != torch.strided or o.is_complex(): raise ReidError(f'{what} holds no weights that can be used: {k} is {"complex" if o.is_complex() else "sparse"}.')
+    return state
 
 # %% ../../nbs/models/40_weights.ipynb #e1031a23
 LAYOUTS = { # what wrote the file: (pattern, replacement) for the names of its tensors
@@ -121,7 +126,7 @@ def set_stem(
     body.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True) if as_in == 'fast-reid' else nn.MaxPool2d(3, 2, 1)
     body.act1 = nn.Identity() if as_in == 'bag of tricks' else nn.ReLU(inplace=True)
 
-# %% ../../nbs/models/40_weights.ipynb #c1073f968
+# %% ../../nbs/models/40_weights.ipynb #c91b5e3ff
 @dataclass
 class LoadReport:
     "What `load_weights` did: names of tensors, and the shapes (file, model) of those that differ"
@@ -142,11 +147,14 @@ class LoadReport:
 def _within(k, names): return any(k == o or k.startswith(f'{o}.') for o in names)
 
 def _heads(model, head): # names of the children whose size depends on the identities
+    names = [o for o, _ in model.named_children()]
+    if head is not None and (none := {head} if isinstance(head, str) and head not in names else set() if isinstance(head, str) else set(head) - set(names)):
+        raise ValueError(f'{type(model).__name__} has no child {", ".join(map(repr, sorted(none)))}; it has {names}.')
     return [o for o, _ in model.named_children() if o.startswith('classifier')] or ['classifier'] if head is None else [head] if isinstance(head, str) else list(head)
 
 def _compare(own, state, heads): # a report; a head of another shape is dropped whole
     bad = {k: (tuple(state[k].shape), tuple(o.shape)) for k, o in own.items() if k in state and state[k].shape != o.shape}
-    half = any(_within(k, heads) for k in bad)
+    half = any(_within(k, heads) and (k in bad or k not in state) for k in own) or any(_within(k, heads) for k in state if k not in own)
     return LoadReport(
         loaded=[k for k in own if k in state and k not in bad and not (half and _within(k, heads))],
         missing=[k for k in own if k not in state and not k.endswith('num_batches_tracked')],
@@ -198,7 +206,7 @@ def _hint(model, own, state, wrong, heads): # what to do about names that differ
     if (name := best_match(state)) is not None: return f'this looks like a file of {name}: make that with `create_model({name!r}, …)`'
     return 'make the model that the file was saved from'
 
-# %% ../../nbs/models/40_weights.ipynb #a533104e
+# %% ../../nbs/models/40_weights.ipynb #c91eae7f9
 def load_weights(
     model:nn.Module,
     path_or_dict,           # a .pth or .safetensors file, a folder of `save_run`, or what such a file holds
@@ -210,6 +218,8 @@ def load_weights(
     "Load a checkpoint into `model` and say what was loaded"
     if strict not in ('body', True, False): raise ValueError(f"`strict` must be 'body', True or False, not {strict!r}.")
     given = isinstance(path_or_dict, (dict, nn.Module))
+    if not given and not isinstance(path_or_dict, (str, os.PathLike)): raise ValueError(f'`path_or_dict` must be a file, or what such a file holds, not {type(path_or_dict).__name__}.')
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
     what = 'The dictionary' if given else str(path_or_dict)
     own, found = model.state_dict(), _state_of(path_or_dict if given else read_checkpoint(path_or_dict, trust), what)
     state, report = _look_at(model, own, found, heads := _heads(model, head))
@@ -218,6 +228,8 @@ def load_weights(
     if wrong or len(report.loaded) < max(1, (least if strict is False else 0) * len(own)):
         raise ReidError(f'{what} does not fit this {type(model).__name__} of {len(own)} tensors: {report}. '.replace('tensors loaded', 'tensors fit')
                         + f'Nothing was changed; {_hint(model, own, found, wrong, heads)}.')
+    bad = [k for k in report.loaded if state[k].is_meta or (state[k].is_floating_point() and not state[k].isfinite().all())]
+    if bad: raise ReidError(f'{what} fits, but {len(bad)} of its tensors, first {bad[0]}, {"have no values (they are on the meta device)" if state[bad[0]].is_meta else "hold numbers that are not finite: the training that wrote it had failed"}. Nothing was changed.')
     model.load_state_dict({k: state[k] for k in report.loaded}, strict=False)
     return report
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['create_model', 'list_models']
 
-# %% ../../nbs/models/50_zoo.ipynb #c7928bb2d
+# %% ../../nbs/models/50_zoo.ipynb #f1a5d4ba
 import inspect
 from difflib import get_close_matches
 from functools import cache
@@ -20,24 +20,29 @@ from ..core import ReidError
 from .complexity import complexity
 from .embedder import Embedder
 from .families import NETWORKS
+from .layers import as_classes, as_size
 from .published import fetch_weights, imagenet_name, published, weights_file
+from .vit import VITS
 from .weights import LoadReport, load_weights
 
-# %% ../../nbs/models/50_zoo.ipynb #b12b25be
+# %% ../../nbs/models/50_zoo.ipynb #c4f3d41c8
+_ALL = NETWORKS | VITS
+
 def _unknown(name): # the error for a name that nobody has
-    near = get_close_matches(name, [*NETWORKS, *timm.list_models()], 5, .5)
+    near = get_close_matches(str(name).lower(), {*_ALL, *timm.list_models()}, 5, .5)
     return ValueError(f'There is no model {name!r}. Nearest names: {", ".join(near) or "none"}. `list_models("*net*")` searches this kit\'s, `timm.list_models("*net*")` timm\'s.')
 
 def _make_network(name, n_classes, size, kwargs): # one of `NETWORKS`
-    make = NETWORKS[name]
+    make = _ALL[name]
     own = inspect.signature(make).parameters
     if wrong := [k for k in kwargs if k not in own and k in inspect.signature(Embedder).parameters]:
-        raise ValueError(f"{name} is Torchreid's network, with its own pooling and no neck: it takes no {', '.join(f'`{k}`' for k in wrong)}. "
+        raise ValueError(f"{name} is a network with a pooling and a neck, or none, of its own: it takes no {', '.join(f'`{k}`' for k in wrong)}. "
                          + (f"`create_model('timm/{name}', …)` makes timm's {name}, which does." if timm.is_model(name) else 'A body of timm in an `Embedder` does.'))
-    if 'size' in own and size is not None: kwargs = dict(size=tuple(size)) | kwargs
+    if 'size' in own and size is not None: kwargs = dict(size=size) | kwargs
     model = make(n_classes, **kwargs)
-    want = getattr(model, 'input_size', None)
-    if None not in (want, size) and tuple(size) != tuple(want):
+    want, least = getattr(model, 'input_size', None), getattr(model, 'min_size', None)
+    if None not in (least, size) and min(size) < least: raise ValueError(f'{name} takes pictures from {least}x{least} on, not {size[0]}x{size[1]}.')
+    if None not in (want, size) and size != tuple(want):
         raise ValueError(f'{name} takes pictures of {want[0]}x{want[1]} (height x width) only, not {size[0]}x{size[1]}.')
     return model
 
@@ -46,25 +51,26 @@ def _imagenet(name, model): # start a network of this kit from ImageNet's weight
     load_weights(model, fetch_weights(known))
 
 def create_model(
-    name:str,       # a key of `NETWORKS`, or a model of timm, with `timm/` in front or without
+    name:str,       # a name of `list_models`, or a model of timm, with `timm/` in front or without
     n_classes:int,  # number of training identities
     weights=None,   # a file; a name of `published` that `fetch_weights` has fetched; 'imagenet', which may download; None: random
     size=None,      # (h,w) of the pictures, which some networks must know; None: 256x128, or the only size that a network takes
     **kwargs,       # to the network's function, or to `Embedder`
 ) -> torch.nn.Module: # `eval` gives features (n,d), `train` a list of heads (feat, logits); raises `ValueError` for a name that nobody has
     "Make the model `name` for `n_classes` identities"
-    if n_classes < 1: raise ValueError(f'`n_classes` must be the number of training identities, not {n_classes}.')
-    body, own = name.removeprefix('timm/'), name in NETWORKS
+    n_classes, size = as_classes(n_classes), None if size is None else as_size(size)
+    body, own = str(name).removeprefix('timm/'), name in _ALL
     if not own and not timm.is_model(body.split('.')[0]): raise _unknown(name)
+    if weights is not None and (not isinstance(weights, (str, Path)) or not str(weights)): raise ValueError(f"`weights` must be a file, a published name or 'imagenet', not {weights!r}.")
     if name == 'hacnn' and str(weights) in published().index: kwargs = dict(align_corners=True) | kwargs # those files are of a time when regions were read so
     if weights not in (None, 'imagenet'): weights = weights_file(weights)
     if own: model = _make_network(name, n_classes, size, kwargs)
-    else: model = Embedder(body, n_classes, size=tuple(size or (256, 128)), **kwargs | (dict(pretrained=True) if weights == 'imagenet' else {}))
+    else: model = Embedder(body, n_classes, size=size or (256, 128), **kwargs | (dict(pretrained=True) if weights == 'imagenet' else {}))
     if weights == 'imagenet' and own: _imagenet(name, model)
     elif weights not in (None, 'imagenet'): load_weights(model, weights)
     return model
 
-# %% ../../nbs/models/50_zoo.ipynb #e2c2d571
+# %% ../../nbs/models/50_zoo.ipynb #c9a1443e4
 _COSTS = """
 osnet_x1_0            2169508   978.9  11.93   512
 osnet_x0_75           1285754   571.8   8.95   512
@@ -126,7 +132,7 @@ mudeep              134940304  3338.7  11.08  4096
 _OF_2018 = dict(resnet50_2018=(85.4, 68.8), resnet50m_2018=(89.0, 75.0), densenet121_2018=(86.5, 67.8)) # rank-1 and mAP on Market-1501 with cross-entropy, as its README had them
 
 def _count(name): # (parameters, multiply-adds, activations, length of the feature)
-    with torch.device('meta'): model = NETWORKS[name](1000)
+    with torch.device('meta'): model = _ALL[name](1000)
     c = complexity(model)
     return c.params, round(c.madds / 1e6, 1), round(c.activations / 1e6, 2), model.n_feats
 
@@ -148,11 +154,11 @@ def list_models(
 ) -> pd.DataFrame: # a row per network: params (millions), madds (millions), activations (millions), feature, size, rank1, mAP …, weights
     "Compare the networks of this kit; `timm.list_models` lists the bodies that an `Embedder` takes"
     rows = {}
-    for name in [o for o in NETWORKS if fnmatch(o, pattern)]:
+    for name in [o for o in _ALL if fnmatch(o, pattern.lower())]:
         params, madds, acts, n = _costs(name)
         trained = list(dict.fromkeys(published(f'{name}_*')[lambda d: d.model == name].trained))
         if 'imagenet' not in trained and imagenet_name(name): trained.append('imagenet')
         rows[name] = dict(params=round(params / 1e6, 2), madds=madds, activations=acts, feature=n, size='160x64' if name == 'hacnn' else '256x128' if name == 'mudeep' else 'any',
                           **_figures(name), weights=', '.join(trained))
-    if not rows: raise ValueError(f'No network is called {pattern!r}. `list_models()` lists all, `timm.list_models({pattern!r})` those of timm.')
+    if not rows: raise ValueError(f'No network is called {pattern!r}. Try `list_models("*{pattern.strip("*")}*")`; `list_models()` lists all, `timm.list_models({pattern!r})` those of timm.')
     return pd.DataFrame(rows).T.infer_objects().rename_axis('model')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_model', 'reid_learner', 'save_run', 'load_run']
 
-# %% ../../nbs/train/20_learner.ipynb #d4c2171d
+# %% ../../nbs/train/20_learner.ipynb #c27c6a6fc
 import json
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from fastcore.meta import delegates
 from .. import __version__
 from ..core import ReidError, atomic_path, check_items, rows_of, seed_all
 from ..data.block import ReidDataLoaders
+from ..data.targets import PairedDL, TargetCallback
 from ..losses import IdLoss
 from ..models.zoo import create_model, load_weights
 from ..retrieve.results import ReidResults
@@ -40,7 +41,7 @@ def make_model(
     "Make the model `name` for images of `size`"
     return create_model(name, n_classes, size=tuple(size))
 
-# %% ../../nbs/train/20_learner.ipynb #c2a93e9f2
+# %% ../../nbs/train/20_learner.ipynb #c965f3550
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs,lr')
 def reid_learner(
     dls:ReidDataLoaders,    # loaders with training, query and gallery rows
@@ -61,6 +62,7 @@ def reid_learner(
     cbs = L(cbs)
     if not any(isinstance(o, ReidEvalCallback) or o is ReidEvalCallback for o in cbs): cbs += [ReidEvalCallback()]
     if seed is not None: cbs += [SeedCallback(seed)]
+    if isinstance(dls.train, PairedDL) and not any(isinstance(o, TargetCallback) or o is TargetCallback for o in cbs): cbs += [TargetCallback()]
     if channels_last: cbs += [ChannelsLast()]
     learn = Learner(dls, model.to(dls.device), loss_func=IdLoss() if loss_func is None else loss_func, cbs=cbs, lr=lr, **kwargs)
     learn.arch = arch # the name, where it was given: `save_run` needs it
