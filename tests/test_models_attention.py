@@ -43,6 +43,7 @@ def test_a_step_changes_every_weight(name):
     loss.backward()
     idle = [k for k, o in model.named_parameters() if o.grad is None or not o.grad.any()]
     normed = {f'{k}.bias' for k, o in model.named_modules() if isinstance(o, nn.Conv2d)} # batch norm takes their biases away again
+    normed |= {f'{k}.weight' for k, o in model.named_modules() if isinstance(o, nn.Conv2d) and o.weight.numel() == 1} # and the size of a single number
     assert not [k for k in idle if k not in normed], idle
 
 @pytest.mark.parametrize('name', MAKE)
