@@ -180,6 +180,13 @@ def test_a_sweep_goes_on(tmp_path):
     assert not list(tmp_path.rglob('error.txt'))
     with pytest.raises(ValueError, match='have the name'): sweep(fn, dict(lr=['a b', 'a_b']), tmp_path)
 
+def test_a_figure_with_the_name_of_a_setting(tmp_path):
+    table = sweep(lambda folder, triplet: dict(triplet=triplet * 10), dict(triplet=[1, 2]), tmp_path/'s')
+    assert table.triplet.tolist() == [1, 2] and table['triplet (figure)'].tolist() == [10, 20]
+    for i in (1, 2): write_run(tmp_path/f'r/{i}', [0., i / 10], mAP=i)
+    assert runs_table(tmp_path/'r', columns=['mAP']).to_dict('list') == {'mAP': [1, 2], 'mAP (figure)': [.1, .2]}
+    assert runs_table(tmp_path/'r', spread=True, columns=['mAP'])['mAP (figure)'].tolist() == [.1, .2]
+
 
 def test_tensorboard_has_the_ancestors_tags_once_each(tmp_path, dls):
     acc = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')

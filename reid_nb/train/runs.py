@@ -182,7 +182,7 @@ def _find_runs(folder, columns): # (name, settings, figures) of all runs below
         found, name = _torchreid_run(sorted(path.glob('test.log*'))[0]), str(path.relative_to(folder))
         for dset, figures in found.items(): yield f'{name} on {dset}' if len(found) > 1 else name, dict(dataset=dset), figures
 
-# %% ../../nbs/train/35_runs.ipynb #c35fc3d5d
+# %% ../../nbs/train/35_runs.ipynb #c0f14060e
 def runs_table(
     folder,            # it and all below are searched for runs of `RunFolder` and for `test.log` files of Torchreid
     spread:bool=False, # one row for all seeds of the same settings: mean, standard deviation (±), number of runs (n)?
@@ -194,6 +194,7 @@ def runs_table(
     names, settings, figures = zip(*runs)
     settings, figures = pd.DataFrame(settings, index=pd.Index(names, name='run')), pd.DataFrame(figures, index=pd.Index(names, name='run'))
     differ = [o for o in settings if settings[o].map(str).nunique() > 1]
+    figures.columns = list(_apart(dict.fromkeys(figures), differ))
     if not spread: return settings[differ].join(figures)
     by = [o for o in differ if o != 'seed']
     groups = figures.drop(columns=['epoch', 'best epoch'], errors='ignore').groupby([settings[o].map(str) for o in by] or np.zeros(len(figures), int), sort=False)
@@ -201,7 +202,7 @@ def runs_table(
     out = pd.concat([groups.size().rename('n'), *(c for o in mean for c in (mean[o], sd[o].rename(f'{o} ±')))], axis=1)
     return out if by else out.reset_index(drop=True)
 
-# %% ../../nbs/train/35_runs.ipynb #c3c25c3f4
+# %% ../../nbs/train/35_runs.ipynb #bf25ea38
 def _figures(o): # what a function of a sweep returned, as {name: number}
     if isinstance(o, Learner): return {k: float(v) for k, v in zip(o.recorder.metric_names[1:], o.recorder.values[-1])}
     if isinstance(o, ReidResults): o = o.metrics
@@ -228,6 +229,9 @@ def _try(fn, path, combo): # figures of one combination, or the error
     (path / 'error.txt').unlink(missing_ok=True)
     return found
 
+def _apart(figures, settings): # a figure that has the name of a setting gets another
+    return {f'{k} (figure)' if k in settings else k: v for k, v in figures.items()}
+
 def sweep(
     fn,        # called as `fn(folder=…, **combination)`; returns a Learner, `ReidResults`, a dict of numbers or a number
     grid:dict, # {argument: list of values}
@@ -237,7 +241,7 @@ def sweep(
     rows = []
     for path, combo in _combos(grid, folder).items():
         done = _read_json(path / 'figures.json').get('figures')
-        rows.append({**combo, **(done or _try(fn, path, combo))})
+        rows.append({**combo, **_apart(done or _try(fn, path, combo), combo)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/train/35_runs.ipynb #c576659f
