@@ -2952,6 +2952,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'reid_nb/train/runs.py'),
                                     'reid_nb.train.runs.RunFolder.before_fit': ( 'train/runs.html#runfolder.before_fit',
                                                                                  'reid_nb/train/runs.py'),
+                                    'reid_nb.train.runs._apart': ('train/runs.html#_apart', 'reid_nb/train/runs.py'),
                                     'reid_nb.train.runs._combos': ('train/runs.html#_combos', 'reid_nb/train/runs.py'),
                                     'reid_nb.train.runs._figures': ('train/runs.html#_figures', 'reid_nb/train/runs.py'),
                                     'reid_nb.train.runs._find_runs': ('train/runs.html#_find_runs', 'reid_nb/train/runs.py'),

@@ -13,7 +13,7 @@ with warnings.catch_warnings(): # torch warns about itself when fastai is import
     from fastai.callback.all import CSVLogger, EarlyStoppingCallback, SaveModelCallback
     from fastai.learner import Learner, load_learner
 
-# %% ../nbs/95_all.ipynb #c9cea77df
+# %% ../nbs/95_all.ipynb #eac2cc9e
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +72,12 @@ from .show.report import save_report
 from .show.widgets import RankBrowser
 from .train.averages import AccumulateCallback, ChunkCallback, EmaCallback, HardIdentityCallback, SwaCallback
 from .train.callbacks import CenterLossCallback, MetricLossCallback, ReidEvalCallback, SeedCallback, TripletCallback
-from .train.checkpoint import CheckpointCallback
+from .train.checkpoint import CheckpointCallback, explain_memory, pick_device
 from .train.embed import color_histograms, embed_items, evaluate_model, rank_items
 from .train.extract import FeatureExtractor
 from .train.finetune import FixBaseCallback, UnfreezeCallback
 from .train.learner import load_run, reid_learner, save_run
+from .train.runs import RunFolder, plot_curves, runs_table, sweep
 from .train.schedule import EpochSchedule, make_optimizer, step_factor
 from .triplets import BatchAllTripletLoss, ContrastiveLoss, NPairsLoss, SemiHardTripletLoss, WeightedTripletLoss
 
