@@ -182,7 +182,10 @@ def _find_runs(folder, columns): # (name, settings, figures) of all runs below
         found, name = _torchreid_run(sorted(path.glob('test.log*'))[0]), str(path.relative_to(folder))
         for dset, figures in found.items(): yield f'{name} on {dset}' if len(found) > 1 else name, dict(dataset=dset), figures
 
-# %% ../../nbs/train/35_runs.ipynb #c0f14060e
+# %% ../../nbs/train/35_runs.ipynb #c2f97fad3
+def _apart(figures, settings): # a figure that has the name of a setting gets another
+    return {f'{k} (figure)' if k in settings else k: v for k, v in figures.items()}
+
 def runs_table(
     folder,            # it and all below are searched for runs of `RunFolder` and for `test.log` files of Torchreid
     spread:bool=False, # one row for all seeds of the same settings: mean, standard deviation (±), number of runs (n)?
@@ -202,7 +205,7 @@ def runs_table(
     out = pd.concat([groups.size().rename('n'), *(c for o in mean for c in (mean[o], sd[o].rename(f'{o} ±')))], axis=1)
     return out if by else out.reset_index(drop=True)
 
-# %% ../../nbs/train/35_runs.ipynb #bf25ea38
+# %% ../../nbs/train/35_runs.ipynb #c34d94a48
 def _figures(o): # what a function of a sweep returned, as {name: number}
     if isinstance(o, Learner): return {k: float(v) for k, v in zip(o.recorder.metric_names[1:], o.recorder.values[-1])}
     if isinstance(o, ReidResults): o = o.metrics
@@ -228,9 +231,6 @@ def _try(fn, path, combo): # figures of one combination, or the error
     _write_json(dict(settings=combo, figures=found), path / 'figures.json')
     (path / 'error.txt').unlink(missing_ok=True)
     return found
-
-def _apart(figures, settings): # a figure that has the name of a setting gets another
-    return {f'{k} (figure)' if k in settings else k: v for k, v in figures.items()}
 
 def sweep(
     fn,        # called as `fn(folder=…, **combination)`; returns a Learner, `ReidResults`, a dict of numbers or a number
