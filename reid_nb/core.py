@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'REQUIRED', 'ReidError', 'as_items', 'make_items', 'rows_of', 'items_stats', 'unreadable', 'check_items',
-           'seed_all', 'atomic_path', 'patch']
+           'seed_all', 'atomic_path', 'patch', 'with_bar']
 
 # %% ../nbs/00_core.ipynb #aa69120f
 import os
@@ -189,3 +189,15 @@ def patch(
     "Make `f` a method of the class that its first parameter is annotated with"
     kind, cls = next(iter(f.__annotations__.items()))
     setattr(cls, f.__name__, classmethod(f) if kind == 'cls' else f)
+
+# %% ../nbs/00_core.ipynb #c20247ca9
+def with_bar(
+    it,         # what is gone through
+    total:int,  # how many there are; 0 or None, not known: no bar
+    show:bool,  # is a bar wanted?
+): # `it`, or a progress bar around it
+    "Show a bar while `it` is gone through"
+    if not (show and total): return it
+    try: from fastprogress.fastprogress import progress_bar
+    except ImportError: return it
+    return progress_bar(it, total=total, leave=False)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Archive', 'download']
 
-# %% ../nbs/05_download.ipynb #c549c34f1
+# %% ../nbs/05_download.ipynb #c1b521da
 import errno
 import hashlib
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from .core import ReidError
+from .core import ReidError, with_bar
 
 # %% ../nbs/05_download.ipynb #c5014da84
 class Archive(NamedTuple):
@@ -66,14 +66,8 @@ def _answer(r): # what a response says: (first byte, bytes of the whole file or 
     if not found: return -1, None, tag
     return int(found[1]), None if found[2] == '*' else int(found[2]), tag
 
-# %% ../nbs/05_download.ipynb #fc842bc1
+# %% ../nbs/05_download.ipynb #c492878b4
 _CHUNK = 1_000_000 # bytes between two steps of the bar: it counts megabytes
-
-def _bar(it, total, show): # a progress bar around `it`, where fastprogress is installed
-    if not (show and total): return it
-    try: from fastprogress.fastprogress import progress_bar
-    except ImportError: return it
-    return progress_bar(it, total=total, leave=False)
 
 class _Cut(Exception): # the transfer broke; another attempt may help
     pass
@@ -108,7 +102,7 @@ def _attempt(archive, f, file, timeout, progress): # append to `f` what one requ
             raise _Cut('the server sent another part, or a part of another version')
         _check_answer(archive, r, total, start, file)
         note.write_text(json.dumps(dict(url=archive.url, tag=tag, total=total)))
-        for data in _bar(_chunks(r), total and -(-(total - start) // _CHUNK), progress):
+        for data in with_bar(_chunks(r), total and -(-(total - start) // _CHUNK), progress):
             f.write(data)
             if archive.size is not None and f.tell() > archive.size: raise ReidError(f'{archive.url} sends more than {archive.size:,} bytes: another file.')
     if total is not None and f.tell() < total: raise _Cut(f'the line was cut after {f.tell():,} of {total:,} bytes')

@@ -6,7 +6,7 @@
 __all__ = ['SPELLINGS', 'NEEDED', 'MOT_COLUMNS', 'FATES', 'IMAGES', 'read_boxes', 'visible_share', 'select_boxes', 'read_frames',
            'crop_name', 'crop_tracks']
 
-# %% ../../nbs/data/25_crops.ipynb #c36c6cf8
+# %% ../../nbs/data/25_crops.ipynb #c1c0c6fa6
 import csv
 import hashlib
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core import ReidError, atomic_path, make_items
+from ..core import ReidError, atomic_path, make_items, with_bar
 from .own import open_image
 
 # %% ../../nbs/data/25_crops.ipynb #b5e6c1d6
@@ -287,7 +287,7 @@ def _stamp(source, plan, *options): # changes whenever a picture would
     told = plan[['frame', 'tid', 'x', 'y', 'w', 'h']].assign(name=plan.path.map(lambda o: Path(o).name)).to_csv()
     return hashlib.sha256(repr((stat, told, options)).encode()).hexdigest()
 
-# %% ../../nbs/data/25_crops.ipynb #e5566646
+# %% ../../nbs/data/25_crops.ipynb #ba1a3615
 def _claim(out, stamp, names): # make `out` the folder of this run; the files that are still to be written
     out, note = Path(out), Path(out) / 'crops.json'
     old = json.loads(note.read_text()) if note.exists() else None
@@ -307,13 +307,7 @@ def _write(plan, frames, frame_size, size, quality): # cut the boxes of `plan` o
             if size: crop = crop.resize(size[::-1], Image.Resampling.BICUBIC)
             with atomic_path(r.path) as p: crop.save(p, 'JPEG', quality=quality, subsampling=0)
 
-def _bar(it, total, show): # a progress bar around `it`, where fastprogress is installed
-    if not (show and total): return it
-    try: from fastprogress.fastprogress import progress_bar
-    except ImportError: return it
-    return progress_bar(it, total=total, leave=False)
-
-# %% ../../nbs/data/25_crops.ipynb #c926a33f7
+# %% ../../nbs/data/25_crops.ipynb #c634ff2b2
 def crop_tracks(
     source,              # video file, folder of frames, or dict of frame number to image file
     boxes,               # what `read_boxes` reads: MOTChallenge text, CSV or a table; a track without id (-1) becomes junk
@@ -345,7 +339,7 @@ def crop_tracks(
     names = plan.path.map(lambda o: Path(o).name)
     todo = plan[names.isin(_claim(out, _stamp(source, plan, size, quality), list(names)))]
     frames = read_frames(source, todo.frame, first_frame) if len(todo) else []
-    try: _write(todo, _bar(frames, todo.frame.nunique(), progress), frame_size, size, quality)
+    try: _write(todo, with_bar(frames, todo.frame.nunique(), progress), frame_size, size, quality)
     except _NoFrame as e:
         raise ReidError(f'{e} {(b.frame >= e.frame).sum():,} of {len(b):,} boxes lie from frame {e.frame} on; to go on without them: '
                         f'`crop_tracks(…, boxes[boxes.frame < {e.frame}], …)`.') from None
