@@ -151,7 +151,7 @@ def sampler_of(
     if not isinstance(made, ReidSampler): raise ValueError(f'A `ReidSampler` is needed, or a function that makes one of the rows, not {made!r}.')
     return made
 
-# %% ../../nbs/data/30_samplers.ipynb #c0c594614
+# %% ../../nbs/data/30_samplers.ipynb #fa005d10
 class SampledDL(TfmdDL):
     "A `TfmdDL` whose batches a `ReidSampler` chooses"
     def __init__(self,
@@ -162,6 +162,7 @@ class SampledDL(TfmdDL):
         if sampler is None: raise ValueError('SampledDL needs a `sampler`; without one, take a `TfmdDL`.')
         if len(dataset) not in (0, sampler.n): raise ValueError(f'{sampler.n} labels for a dataset of {len(dataset)} rows.')
         self.sampler, self.epoch, self.done, self.resume, self.now, self.entropy = sampler, 0, 0, None, None, None
+        self.rows = None # of the batch that was delivered last
         super().__init__(dataset, **{**kwargs, 'bs': sampler.bs, 'shuffle': True, 'drop_last': False})
 
     @property
@@ -203,14 +204,14 @@ def get_idxs(self:SampledDL):
     batches = self._batches(self.entropy, start)
     return np.concatenate(batches).tolist() if batches else []
 
-# %% ../../nbs/data/30_samplers.ipynb #b9c5653f
+# %% ../../nbs/data/30_samplers.ipynb #f195587c
 @patch
 def __iter__(self:SampledDL):
-    self.done = self._coming()[1]
+    self.done = first = self._coming()[1]
     self.now = self._batches(*self._coming())
     try:
         for b in TfmdDL.__iter__(self):
-            self.done += 1
+            self.rows, self.done = self.now[self.done - first], self.done + 1
             yield b
     finally: self.now = None
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..core import ReidError
 from .export import distance_of, need, onnx_bytes, onnx_session, probe_images, size_of, still_copy
 
-# %% ../../nbs/models/58_fast.ipynb #c60dcd7ca
+# %% ../../nbs/models/58_fast.ipynb #f043dfba
 @torch.no_grad()
 def largest_result(
     model:nn.Module, # in evaluation
@@ -41,10 +41,10 @@ class InParts:
         n:int=None,           # pictures at a time; None: on a CPU as many as keep a layer's result below `limit`, on a GPU all
         limit:float=16e6,     # bytes
     ): self.model, self.n, self.limit = model, n, limit
-    def __call__(self, x):
+    def __call__(self, x, *more):
         n = self.n or (max(1, int(self.limit // largest_result(self.model, x[:1]))) if x.device.type == 'cpu' else len(x))
         if x.device.type == 'cpu': self.n = n
-        out = [self.model(o) for o in x.split(n)]
+        out = [self.model(*o) for o in zip(*(t.split(n) for t in (x, *more)))]
         return out[0] if len(out) == 1 else torch.cat(out)
 
 # %% ../../nbs/models/58_fast.ipynb #b50cd44a

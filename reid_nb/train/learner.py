@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_model', 'reid_learner', 'save_run', 'load_run']
 
-# %% ../../nbs/train/20_learner.ipynb #c27c6a6fc
+# %% ../../nbs/train/20_learner.ipynb #c2cbbfec1
 import json
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ..data.targets import PairedDL, TargetCallback
 from ..losses import IdLoss
 from ..models.zoo import create_model, load_weights
 from ..retrieve.results import ReidResults
-from .callbacks import ReidEvalCallback, SeedCallback
+from .callbacks import ReidEvalCallback, SeedCallback, cams_of
 from .embed import embed_dl, rank_items
 
 # %% ../../nbs/train/20_learner.ipynb #e7860ba4
@@ -68,7 +68,7 @@ def reid_learner(
     learn.arch = arch # the name, where it was given: `save_run` needs it
     return learn
 
-# %% ../../nbs/train/20_learner.ipynb #ead7ca30
+# %% ../../nbs/train/20_learner.ipynb #c602ac65c
 @patch
 def embed(self:Learner,
     items=None,         # item table; None: the query and gallery rows of `self.dls`
@@ -78,7 +78,7 @@ def embed(self:Learner,
 ) -> np.ndarray: # (rows, d) float32, in the order of `items`
     "Compute the features of `items`"
     dl = self.dls.valid if items is None else self.dls.items_dl(items, **kwargs)
-    return embed_dl(self.model, dl, flip=flip, progress=progress)
+    return embed_dl(self.model, dl, flip=flip, progress=progress, cams=cams_of(self, self.dls.test_items if items is None else items))
 
 @patch
 def evaluate(self:Learner,
