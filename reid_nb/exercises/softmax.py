@@ -39,28 +39,25 @@ _FLOOR_SLIPS = ((lambda c, eps: 0., 'So it is without smoothing. What does a net
                 (lambda c, eps: math.log(c), 'That is where it begins.'),
                 (lambda c, eps: eps * math.log(c), 'Nearly, for many classes. The best answer is the target itself; what is its cross-entropy with itself?'))
 
-# %% ../../nbs/exercises/05_softmax.ipynb #add364ac
+# %% ../../nbs/exercises/05_softmax.ipynb #ded0d36c
 def _toy_classifier(seed): # logits (n,c), weight (c,d) and bias (c,), with more classes than numbers in a feature
     rng = np.random.default_rng(seed)
-    n, d = rng.integers(2, 4, 2)
+    n, d = 2, rng.integers(2, 4)
     weight = np.concatenate([np.eye(d) * 2, rng.integers(-3, 4, (rng.integers(1, 4), d))])
     bias = rng.integers(-4, 5, len(weight)) / 2.
     return rng.integers(-8, 8, (n, d)) / 4 @ weight.T + bias, weight, bias
 
-def _feature_from(logits, weight, bias): return (logits - bias) @ np.linalg.pinv(weight).T
+def _feature_from(logits, weight, bias): return ((logits - bias) @ np.linalg.pinv(weight).T).round(10) + 0. # no 1e-16 and no -0 in what is shown
 _FEATURE_SLIPS = ((lambda logits, weight, bias: logits @ np.linalg.pinv(weight).T, 'The bias was added to the logits, and is still in them.'),
                   (lambda logits, weight, bias: (logits - bias) @ weight, 'A transposed matrix isn\'t an inverse one.'),
                   (lambda logits, weight, bias: logits @ weight, 'A transposed matrix isn\'t an inverse one, and the bias is still in the logits.'),
                   (lambda logits, weight, bias: logits - bias, 'That is feature @ weight.T. Which feature is it?'),
                   (lambda logits, weight, bias: (logits + bias) @ np.linalg.pinv(weight).T, 'The bias was added; take it off.'))
 
-def _softmax(z):
-    z = np.exp(z - z.max(1, keepdims=True))
-    return z / z.sum(1, keepdims=True)
-
 def _toy_probs(seed): # probabilities (n,c)
     rng = np.random.default_rng(seed)
-    return (_softmax(rng.normal(size=rng.integers(2, 5, 2)) * 3),)
+    cut = np.sort(rng.permutation(99)[:6].reshape(2, 3) + 1)
+    return (np.diff(cut, prepend=0, append=100) / 100,)
 
 def _centred(z, axis=1): return z - z.mean(axis, keepdims=True)
 def _logits_from(prob): return _centred(np.log(prob))
