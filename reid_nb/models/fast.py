@@ -19,18 +19,19 @@ from torch import nn
 from ..core import ReidError
 from .export import distance_of, need, onnx_bytes, onnx_session, probe_images, size_of, still_copy
 
-# %% ../../nbs/models/58_fast.ipynb #f043dfba
+# %% ../../nbs/models/58_fast.ipynb #b0ab8fe2
 @torch.no_grad()
 def largest_result(
     model:nn.Module, # in evaluation
     x:torch.Tensor,  # (1,3,h,w)
+    *more,           # further inputs
 ) -> int: # bytes of the largest tensor that a layer returns
     "Say how much memory a picture takes on its way through `model`"
     most = [x.numel() * x.element_size()]
     def look(_, args, out):
         if isinstance(out, torch.Tensor): most.append(out.numel() * out.element_size())
     hooks = [o.register_forward_hook(look) for o in model.modules() if not list(o.children()) and not isinstance(o, torch.jit.ScriptModule)] # which takes no hooks
-    try: model(x)
+    try: model(x, *more)
     finally: [o.remove() for o in hooks]
     return max(most)
 
@@ -42,7 +43,7 @@ class InParts:
         limit:float=16e6,     # bytes
     ): self.model, self.n, self.limit = model, n, limit
     def __call__(self, x, *more):
-        n = self.n or (max(1, int(self.limit // largest_result(self.model, x[:1]))) if x.device.type == 'cpu' else len(x))
+        n = self.n or (max(1, int(self.limit // largest_result(self.model, *(o[:1] for o in (x, *more))))) if x.device.type == 'cpu' else len(x))
         if x.device.type == 'cpu': self.n = n
         out = [self.model(*o) for o in zip(*(t.split(n) for t in (x, *more)))]
         return out[0] if len(out) == 1 else torch.cat(out)

@@ -216,7 +216,7 @@ def _column(loss): # a loss's name in the training table
     name = camel2snake(getattr(loss, '__name__', type(loss).__name__)).removesuffix('_loss')
     return name if name.isidentifier() else 'metric'
 
-# %% ../../nbs/train/15_callbacks.ipynb #c9f85bfa1
+# %% ../../nbs/train/15_callbacks.ipynb #f57627ed
 def _cameras(items): return [(d, None if pd.isna(c) else int(c)) for d, c in zip(items.dset.astype(str), items.cam)]
 
 def camera_numbers(
@@ -230,16 +230,16 @@ def cams_of(
     items, # item table
 ): # (rows,) numbers, or None where `learn` has no `CameraCallback`
     "Find the cameras that the model of `learn` wants to know"
-    return learn.camera.numbers(items) if hasattr(learn, 'camera') and hasattr(learn.camera, 'cams') else None
+    return learn.camera.numbers(items) if hasattr(learn, 'camera') and hasattr(learn.camera, 'known') else None
 
-# %% ../../nbs/train/15_callbacks.ipynb #f95ce86a
+# %% ../../nbs/train/15_callbacks.ipynb #c1d18df6b
 class CameraCallback(Callback):
     "Give the model the camera of each picture, as its second input `cam`"
     order = 90 # what mixes pictures comes before
 
     def before_fit(self):
         if 'cam' not in inspect.signature(self.model.forward).parameters: raise ReidError(f'{type(self.model).__name__} takes no cameras: its `forward` has no `cam`. Leave `CameraCallback` out, or take a model such as `TransReID` with `n_cams`.')
-        self.cams = camera_numbers(self.dls.items)
+        self.known = camera_numbers(self.dls.items)
 
     def before_batch(self):
         dl, n = self.dl, len(self.xb[0])
@@ -254,7 +254,7 @@ class CameraCallback(Callback):
         items, # item table
     ) -> np.ndarray: # (rows,) int64, -1 for a camera that no training row has
         "Number the cameras of `items`"
-        return np.array([self.cams.get(o, -1) for o in _cameras(items)], np.int64)
+        return np.array([self.known.get(o, -1) for o in _cameras(items)], np.int64)
 
 # %% ../../nbs/train/15_callbacks.ipynb #c255a441a
 class ReidEvalCallback(ReidColumns):

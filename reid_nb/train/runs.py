@@ -153,14 +153,15 @@ def after_fit(self:RunFolder):
     with _or_warn(self.folder / 'curves.png') as p: fig.savefig(p, dpi=80)
     plt.close(fig)
 
-# %% ../../nbs/train/35_runs.ipynb #c2312e317
+# %% ../../nbs/train/35_runs.ipynb #c65e33950
 _HIDDEN = ('callbacks', 'callbacks_with_state', 'note')
 
 def _text(o): return json.dumps(o) if isinstance(o, (list, dict)) else o
 
 def _our_run(folder, columns): # settings and figures of a run
     settings, log = {k: _text(v) for k, v in _read_json(folder / 'settings.json').items() if k not in _HIDDEN}, _read_log(folder / 'log.csv')
-    last = {o: log[o].iloc[-1] for o in (columns or [o for o in ('train_loss', 'rank1', 'mAP', 'mINP') if o in log]) if o in log}
+    shown = columns or [o for o in log if o in ('train_loss', 'rank1', 'mAP', 'mINP') or o.endswith(('_rank1', '_mAP'))]
+    last = {o: log[o].iloc[-1] for o in shown if o in log}
     if columns: return settings, last
     best = {'best mAP': log.mAP.max(), 'best epoch': int(log.mAP.idxmax())} if 'mAP' in log and log.mAP.notna().any() else {}
     return settings, dict(epoch=len(log) - 1, **last, **best, seconds=log.seconds.sum() if 'seconds' in log else np.nan)
@@ -182,14 +183,14 @@ def _find_runs(folder, columns): # (name, settings, figures) of all runs below
         found, name = _torchreid_run(sorted(path.glob('test.log*'))[0]), str(path.relative_to(folder))
         for dset, figures in found.items(): yield f'{name} on {dset}' if len(found) > 1 else name, dict(dataset=dset), figures
 
-# %% ../../nbs/train/35_runs.ipynb #c2f97fad3
+# %% ../../nbs/train/35_runs.ipynb #c119bc64c
 def _apart(figures, settings): # a figure that has the name of a setting gets another
     return {f'{k} (figure)' if k in settings else k: v for k, v in figures.items()}
 
 def runs_table(
     folder,            # it and all below are searched for runs of `RunFolder` and for `test.log` files of Torchreid
     spread:bool=False, # one row for all seeds of the same settings: mean, standard deviation (±), number of runs (n)?
-    columns=None,      # of the logs; None: train_loss, rank1, mAP and mINP, and what the best epoch and the time were
+    columns=None,      # of the logs; None: train_loss, rank1, mAP and mINP, those of further targets, and what the best epoch and the time were
 ) -> pd.DataFrame: # settings that differ, then figures of the last epoch. Raises `ReidError` where there is no run
     "Compare runs"
     runs = list(_find_runs(folder, columns))
@@ -244,7 +245,7 @@ def sweep(
         rows.append({**combo, **_apart(done or _try(fn, path, combo), combo)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/train/35_runs.ipynb #c576659f
+# %% ../../nbs/train/35_runs.ipynb #c7eadb56d
 class BoardCallback(Callback):
     "Write losses, rates and rankings for TensorBoard, under Torchreid's tags"
     order = 72
@@ -268,8 +269,10 @@ class BoardCallback(Callback):
         rows = getattr(self.dls, 'test_items', None)
         dset = '+'.join(sorted(rows.dset[rows.split == 'query'].astype(str).unique())) if rows is not None else 'valid'
         for name, value in zip(self.recorder.metric_names[2:], self.recorder.values[-1][1:]):
-            test = name in ('rank1', 'mAP', 'mINP') or name.startswith('valid_')
-            if not np.isnan(float(value)): self.writer.add_scalar(f'Test/{dset}/{name}' if test else f'Train/{name}', float(value), self.epoch if test else self.train_iter - 1)
+            place, _, figure = name.rpartition('_') # a further target's columns begin with its name
+            test = figure in ('rank1', 'mAP', 'mINP') or place == 'valid'
+            tag = f'Test/{dset if place in ("", "valid") else place}/{name if place == "valid" else figure}' if test else f'Train/{name}'
+            if not np.isnan(float(value)): self.writer.add_scalar(tag, float(value), self.epoch if test else self.train_iter - 1)
         self.writer.flush()
         self.trained = False
 
