@@ -6,9 +6,9 @@
 __all__ = ['SMALL', 'COMMANDS', 'read_items', 'stats', 'crop', 'train', 'evaluate', 'extract', 'rank', 'runs', 'quickstart',
            'main']
 
-# %% ../nbs/90_cli.ipynb #c0be3bc9d
+# %% ../nbs/90_cli.ipynb #ba94cd31
 import argparse
-import json
+import re
 import sys
 import time
 import warnings
@@ -421,7 +421,7 @@ def quickstart(
          '  report.html   open it in a browser', '  ranks.png     queries and what was found', '  results.npz   ReidResults.load(…).browse() in JupyterLab',
          '  model.pth     the trained model; run.json says what it is', 'Next: jupyter lab nbs/course/01_the_whole_game.ipynb')
 
-# %% ../nbs/90_cli.ipynb #c3918100f
+# %% ../nbs/90_cli.ipynb #c6f02485d
 COMMANDS = dict(quickstart=quickstart, stats=stats, crop=crop, train=train, evaluate=evaluate, extract=extract, rank=rank, runs=runs)
 
 def _overview(): # what `reid_nb --help` prints
@@ -429,8 +429,8 @@ def _overview(): # what `reid_nb --help` prints
     return '\n'.join([f'reid_nb {__version__}: person re-identification', '', 'usage: reid_nb COMMAND [options]', '', *lines, '',
                       '`reid_nb COMMAND --help` shows its options. `--debug` shows where an error comes from.'])
 
-def _one_line(e): # an error as one line
-    text = ' '.join(str(e).split()) or type(e).__name__
+def _one_line(e): # an error as one line, without what fastai puts in front
+    text = re.sub(r'^Exception occured in `\w+` when calling event `\w+`: ', '', ' '.join(str(e).split())) or type(e).__name__
     return text if isinstance(e, (ReidError, OSError)) else f'{type(e).__name__}: {text}'
 
 # %% ../nbs/90_cli.ipynb #c23a8f7c0
@@ -469,7 +469,7 @@ def _parse(name, argv): # arguments of the command; leaves with exit code 2 wher
         parser.exit(2, f'reid_nb {name}: nothing is called {extra[0]}' + (f'; did you mean {" or ".join(near)}?' if near else f'. `reid_nb {name} --help` shows all options.') + '\n')
     return _scalars({k: v for k, v in vars(args).items() if k not in ('pdb', 'xtra')}, options)
 
-# %% ../nbs/90_cli.ipynb #c28526a38
+# %% ../nbs/90_cli.ipynb #c14fd849a
 def main(
     argv=None, # arguments; None: those of the process
 ) -> int: # exit code: 0, 1 for an error, 2 for a command that can't be understood
@@ -488,7 +488,9 @@ def main(
             warnings.simplefilter('ignore', FutureWarning) # torch's, about itself
             warnings.showwarning = lambda message, *_: print(f'reid_nb: note: {message}', file=sys.stderr)
             COMMANDS[argv[0]](**_parse(argv[0], argv[1:]))
-    except KeyboardInterrupt: return 130
+    except KeyboardInterrupt:
+        print('reid_nb: stopped. What is finished is kept' + ('; the same command goes on from the last epoch.' if argv[0] == 'train' else '.'), file=sys.stderr)
+        return 130
     except Exception as e:
         if debug: raise
         print(f'reid_nb: {_one_line(e)}', file=sys.stderr)

@@ -79,15 +79,16 @@ def as_kind(
     if 'list' in order and not isinstance(value, dict): return [_plain(value)] # of one
     raise ReidError(f'{where}{": " * bool(where)}`{name}` must be {option.words()}, not {value!r}. It is {option.default!r} by default{": " * bool(option.help)}{option.help}.')
 
-# %% ../nbs/88_config.ipynb #c1bb33883
+# %% ../nbs/88_config.ipynb #c9d888013
 def unknown_key(
     key:str,      # that was given
     known,        # names that there are
     where:str='', # file and line
+    also=None,    # {what others call a setting: its name here}
 ) -> ReidError: # to be raised
     "Make the error for a setting that there isn't"
-    leaf = {o.rpartition('.')[2]: o for o in known}
-    near = get_close_matches(key, list(known), 3, .6) or [leaf[o] for o in get_close_matches(key.rpartition('.')[2], list(leaf), 3, .7)]
+    leaf, last = {o.rpartition('.')[2]: o for o in known}, key.rpartition('.')[2]
+    near = [o for o in (leaf.get(last), (also or {}).get(key)) if o in known] or get_close_matches(key, list(known), 3, .6) or [leaf[o] for o in get_close_matches(last, list(leaf), 3, .7)]
     hint = f'Did you mean {" or ".join(f"`{o}`" for o in near)}?' if near else f'There are {", ".join(sorted(known))}.'
     return ReidError(f'{where}{": " * bool(where)}there is no setting `{key}`. {hint}')
 
@@ -174,12 +175,13 @@ RUN_OPTIONS = { # what `reid_nb train` takes beside the settings of a recipe
     'pictures': Option(0, 'pictures of rankings to write at the end, the worst queries first; -1: all'),
     'topk': Option(10, 'gallery pictures in each of them')}
 
-# %% ../nbs/88_config.ipynb #c419a1ed8
+# %% ../nbs/88_config.ipynb #f295e2b0
 def read_settings(
     path,         # .yaml, .yml, .toml or .json
     options=None, # {name: Option}; None: those of recipes and runs, and `recipe`
 ) -> dict: # values of the right kind; raises `ReidError` for unknown keys, values of another kind and files that can't be read
     "Read settings from a file"
+    from reid_nb.train.recipes import _ALSO
     options = options or all_options()
     data, lines = read_flat(path)
     if any(o.startswith(('model.', 'data.', 'train.', 'test.')) for o in data):
@@ -187,7 +189,7 @@ def read_settings(
     out = {}
     for k, v in data.items():
         where = f'{path}, line {lines[k]}' if k in lines else str(path)
-        if k not in options: raise unknown_key(k, options, where)
+        if k not in options: raise unknown_key(k, options, where, _ALSO)
         out[k] = as_kind(k, v, options[k], where)
     return out
 
@@ -212,7 +214,7 @@ class Settled:
         rows = {k: v for k, v in {**self.settings, **self.run}.items() if every or k in self.origin}
         return pd.DataFrame(dict(value=pd.Series(rows, dtype=object), says=[self.origin.get(k, 'default') for k in rows])).rename_axis('setting')
 
-# %% ../nbs/88_config.ipynb #c785c9132
+# %% ../nbs/88_config.ipynb #b47cf13c
 def settle(
     recipe=None,           # a key of `RECIPES`; None: what a file says
     config=None,           # a file of settings
@@ -221,7 +223,7 @@ def settle(
     base=None,             # {name: value} where nobody names a recipe; None: Torchreid's defaults
 ) -> Settled: # raises `ReidError` for names and values that don't fit
     "Put recipe, files and flags on top of each other"
-    from reid_nb.train.recipes import RECIPES, recipe_settings
+    from reid_nb.train.recipes import _ALSO, RECIPES, recipe_settings
     options, notes, layers = all_options(), [], []
     if torchreid_config:
         found, notes = torchreid_settings(torchreid_config)
@@ -229,7 +231,7 @@ def settle(
     if config: layers.append((Path(config).name, read_settings(config, options)))
     flags = {**(flags or {}), **({'recipe': recipe} if recipe else {})}
     for k in flags:
-        if k not in options: raise unknown_key(k, options)
+        if k not in options: raise unknown_key(k, options, also=_ALSO)
     layers.append(('flag', {k: as_kind(k, v, options[k], f'--{k.replace("_", "-")}') for k, v in flags.items()}))
     if base and not torchreid_config and not any('recipe' in o for _, o in layers): layers.insert(0, ('no recipe named', base))
     said, origin = ({k: f(who, v) for who, o in layers for k, v in o.items()} for f in (lambda who, v: v, lambda who, v: who))
