@@ -4,26 +4,27 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'RECIPES', 'check_settings', 'add_recipe', 'recipe_settings', 'recipe_tfms', 'recipe_sampler',
-           'recipe_dls', 'camera_numbers', 'recipe_model', 'CameraCallback', 'head_weights', 'WeightedIdLoss',
-           'TimesLoss', 'rate_groups', 'recipe_learner', 'ide', 'triplet_baseline', 'center_2018']
+           'recipe_dls', 'recipe_model', 'head_weights', 'HeadsLoss', 'rate_groups', 'recipe_learner', 'recipe_factor',
+           'load_recipe', 'ide', 'triplet_baseline', 'center_2018', 'osnet_softmax', 'osnet_ain_dg', 'bag_of_tricks',
+           'agw', 'transreid']
 
-# %% ../../nbs/train/25_recipes.ipynb #fcb0c605
+# %% ../../nbs/train/25_recipes.ipynb #c72eaa311
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
-from fastai.torch_core import to_device
+from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 
-from ..core import ReidError
+from ..core import ReidError, seed_all
 from ..data.augment import ColorJitter, PadCrop, PCAColor, RandomErase, RandomFlip, RandomGray, RandomTranslate
 from ..data.augment_more import RandomPatch
 from ..data.block import ReidDataLoaders
@@ -31,118 +32,139 @@ from ..data.cache import ImageCache
 from ..data.samplers import (CameraPKSampler, HardPKSampler, PKSampler, RandomDatasetSampler, RandomDomainSampler, RandomIdentitySampler,
                                    RandomSampler, SequentialSampler)
 from ..losses import IdLoss, TripletLoss
+from ..margins import MarginLoss, use_cosine_head
 from ..models.groups import layer_groups
+from ..models.published import weights_file
 from ..models.vit import VITS
-from ..models.zoo import create_model
+from ..models.zoo import create_model, load_weights
 from ..retrieve.rerank import k_reciprocal
 from ..retrieve.results import ReidResults
 from .averages import AccumulateCallback, ChunkCallback, EmaCallback, HardIdentityCallback, MixCallback, SwaCallback
-from .callbacks import CenterLossCallback, MetricLossCallback, ReidEvalCallback, TripletCallback
-from .embed import evaluating, features_of, rank_items
+from .callbacks import CameraCallback, CenterLossCallback, MetricLossCallback, ReidEvalCallback, TripletCallback, camera_numbers
 from .finetune import FixBaseCallback
 from .learner import reid_learner
 from .runs import RunFolder
 from .schedule import EpochSchedule, make_optimizer, step_factor
 from ..triplets import BatchAllTripletLoss, SemiHardTripletLoss, WeightedTripletLoss
 
-# %% ../../nbs/train/25_recipes.ipynb #f7f7336b
-SETTINGS = { # keyword: (default, what it means)
-    'variant': (None, 'which version of a recipe that has several; None: its first'),
-    # data
-    'size': ([256, 128], '(h,w) of the pictures'),
-    'sampler': ('random', "training batches: 'random', 'sequential', or p = bs/k people with k pictures each: 'pk', 'identity' (Torchreid), 'identity_2018', 'camera_pk', 'hard_pk'; 'domain' (cameras), 'dataset'"),
-    'bs': (32, 'pictures in a training batch'),
-    'k': (4, 'pictures of a person in a batch, where the sampler chooses people'),
-    'n_domains': (1, "cameras or datasets in a batch, where the sampler is 'domain' or 'dataset'; 0: all"),
-    'flip': (.5, 'probability of mirroring'),
-    'translate': (0., 'probability of enlarging by 1/8 and cutting out at random'),
-    'pad': (0, 'pixels of a black border, of which a random window is cut; 0: none'),
-    'patch': (0., 'probability of a pasted patch of another picture'),
-    'jitter': (0., 'probability of other brightness and contrast'),
-    'pca': (0., 'probability of a change of light'),
-    'gray': (0., 'probability of losing the colours'),
-    'erase': (0., 'probability of a covered rectangle'),
-    'erase_area': ([.02, .4], 'share of the picture that it covers'),
-    'erase_fill': ([.485, .456, .406], "its value after normalisation, for each channel; 'noise': normal noise for each pixel"),
-    'mean': ([.485, .456, .406], 'of red, green and blue in [0,1], which is subtracted'),
-    'std': ([.229, .224, .225], 'of red, green and blue in [0,1], by which they are divided'),
-    'test_bs': (100, 'pictures in an evaluation batch'),
-    'num_workers': (0, 'processes that read pictures (Torchreid: 4)'),
-    'cache': (None, 'folder for decoded pictures; None: files are decoded each time'),
-    'device': (None, "such as 'cuda:1' or 'cpu'; None: fastai's default"),
-    # model
-    'model': ('resnet50', 'a name that `create_model` knows'),
-    'weights': ('imagenet', "'imagenet', which may download; a file; a published name; None: random"),
-    'pool': (None, "'avg', 'max', 'gem' … for bodies of timm; None: the model's own"),
-    'neck': (None, "'bnneck' or 'none' for bodies of timm; None: the model's own"),
-    'after_neck': (None, "evaluate the feature after the neck? None: the model's own"),
-    'last_stride': (None, "1: leave out the last halving of a timm body's map; None: the model's own"),
-    'ibn': (None, "'a' or 'b': instance norm in a ResNet of timm"),
-    'non_local': (None, 'non-local blocks in a ResNet of timm, where AGW has them?'),
-    'mixstyle': (None, 'MixStyle in a body of timm?'),
-    'stride': (None, 'step between the patches of TransReID; None: the size of a patch'),
-    'jigsaw': (None, "groups of patches with a head each in TransReID; None: the model's own"),
-    'cam_scale': (None, 'weight of the camera embedding of TransReID; None: no embedding'),
-    'drop_path': (None, "stochastic depth of a transformer; None: the model's own"),
-    # losses
-    'id_weight': (1., 'of the cross-entropy over identities'),
-    'label_smoothing': (.1, 'share of its target that is spread over all classes'),
-    'triplet': (0., 'weight of the triplet loss; 0: none'),
-    'margin': (.3, 'of the triplet loss; None: soft'),
-    'mining': ('hard', "'hard' (of the batch), 'all', 'semi' (semi-hard) or 'weighted' (AGW, which has no margin)"),
-    'normalize': (False, 'scale features to length 1 for the triplet loss?'),
-    'center': (0., 'weight of the center loss; 0: none'),
-    'center_lr': (.5, 'learning rate of the centers'),
-    'first_head': (None, 'share of the first head in the losses, the others share the rest; None: all alike'),
-    'mix': (None, "'mixup' or 'cutmix'"),
-    # optimiser
-    'opt': ('adam', "'adam', 'amsgrad', 'sgd', 'rmsprop', 'radam' or 'adamw'"),
-    'lr': (3e-4, 'learning rate'),
-    'wd': (5e-4, 'weight decay'),
-    'mom': (.9, 'momentum of sgd and rmsprop, first moment of the others'),
-    'sqr_mom': (None, 'second moment; None: 0.999, for rmsprop 0.99'),
-    'dampening': (0., 'of sgd'),
-    'nesterov': (False, 'of sgd'),
-    'wd_bn_bias': (True, 'decay biases and norms, too?'),
-    'bias_lr': (1., 'biases learn at so many times the rate'),
-    'staged_lr': (False, 'do layers that are not new learn at `base_lr_mult` times the rate?'),
-    'new_layers': (None, "names of the new layers; None: the model's own"),
-    'base_lr_mult': (.1, 'see `staged_lr`'),
-    'fixbase_epoch': (0, 'epochs at the beginning in which `open_layers` learn alone'),
-    'open_layers': (None, "names of the layers; None: the model's new ones"),
-    'clip': (None, 'largest norm of the gradient'),
-    'accumulate': (1, 'batches for one step'),
-    'chunk': (None, 'compute batches in chunks of so many pictures'),
-    # schedule
-    'epochs': (60, 'of the run'),
-    'schedule': ('single_step', "'single_step', 'multi_step', 'cosine' or 'flat'"),
-    'step': (20, "epochs between steps; for 'multi_step' the list of epochs"),
-    'gamma': (.1, 'a step multiplies the rate by this'),
-    'end': (0., "factor where 'cosine' ends"),
-    'by': ('epoch', "when 'cosine' changes: 'epoch' or 'iteration'"),
-    'warmup_epochs': (0, 'in which the rate rises'),
-    'warmup': ('linear', "'linear' or 'constant'"),
-    'warmup_start': (.01, 'factor at the beginning'),
-    'warmup_by': ('epoch', "when a linear warm-up changes: 'epoch' or 'iteration'"),
-    'ema': (None, 'share of an exponential average of the weights that a step keeps, such as 0.999'),
-    'swa': (None, 'share of the run after which weights are averaged, such as 0.75'),
-    'seed': (1, 'of the new layers and of every epoch; None: leave chance alone'),
-    # evaluation
-    'metric': ('euclidean', "distance of features: 'euclidean', 'sqeuclidean' or 'cosine'"),
-    'protocol': ('market', 'as in `rank_stats`'),
-    'eval_every': (None, 'epochs between rankings; None: after the last only'),
-    'flip_test': (False, "average with the mirror picture's feature in `evaluate_recipe`?"),
-    'rerank': (False, 're-rank in `evaluate_recipe`?'),
-    'rerank_k1': (20, 'neighbours that may become members'),
-    'rerank_k2': (6, 'nearest whose weights are averaged'),
-    'rerank_lambda': (.3, 'share of the distance itself'),
-    # scale
-    'amp': (None, "mixed precision: 'fp16' or 'bf16'"),
-    'channels_last': (True, 'memory layout: the same figures, faster'),
-    'compile': (False, 'by `torch.compile`?'),
-    'grad_checkpoint': (False, 'compute activations twice instead of keeping them?'),
-    'sync_bn': (False, 'batch norm over all processes?'),
-}
+# %% ../../nbs/train/25_recipes.ipynb #c675513cc
+SETTINGS = dict( # keyword: (default, meaning)
+    variant=(None, 'which version of a recipe that has several; None: its first'),
+    size=([256, 128], '(h,w) of the pictures'),
+    sampler=('random', "training batches: 'random', 'sequential', or p = bs/k people with k pictures each: 'pk', 'identity' (Torchreid), 'identity_2018', 'camera_pk', 'hard_pk'; 'domain' (cameras), 'dataset'"),
+    bs=(32, 'pictures in a training batch'),
+    k=(4, 'pictures of a person in a batch, where the sampler chooses people'),
+    n_domains=(1, "cameras or datasets in a batch, where the sampler is 'domain' or 'dataset'; 0: all"),
+    flip=(.5, 'probability of mirroring'),
+    translate=(0., 'probability of enlarging by 1/8 and cutting out at random'),
+    pad=(0, 'pixels of a black border, of which a random window is cut; 0: none'),
+    patch=(0., 'probability of a pasted patch of another picture'),
+    jitter=(0., 'probability of other brightness and contrast'),
+    pca=(0., 'probability of a change of light'),
+    gray=(0., 'probability of losing the colours'),
+    erase=(0., 'probability of a covered rectangle'),
+    erase_area=([.02, .4], 'share of the picture that it covers'),
+    erase_fill=([.485, .456, .406], "its value after normalisation, for each channel; 'noise': normal noise for each pixel"),
+    mean=([.485, .456, .406], 'of red, green and blue in [0,1], which is subtracted'),
+    std=([.229, .224, .225], 'of red, green and blue in [0,1], by which they are divided'),
+    test_bs=(100, 'pictures in an evaluation batch'),
+    num_workers=(0, 'processes that read pictures (Torchreid: 4)'),
+    cache=(None, 'folder for decoded pictures; None: files are decoded each time'),
+    device=(None, "such as 'cuda:1' or 'cpu'; None: fastai's default"),
+)
+
+# %% ../../nbs/train/25_recipes.ipynb #c926c3aeb
+SETTINGS.update(
+    model=('resnet50', 'a name that `create_model` knows'),
+    weights=('imagenet', "'imagenet', which may download; a file; a published name; None: random"),
+    pool=(None, "'avg', 'max', 'gem' … for bodies of timm; None: the model's own"),
+    neck=(None, "'bnneck' or 'none' for bodies of timm; None: the model's own"),
+    after_neck=(None, "evaluate the feature after the neck? None: the model's own"),
+    last_stride=(None, "1: leave out the last halving of a timm body's map; None: the model's own"),
+    ibn=(None, "'a' or 'b': instance norm in a ResNet of timm"),
+    non_local=(None, 'non-local blocks in a ResNet of timm, where AGW has them?'),
+    mixstyle=(None, 'MixStyle in a body of timm?'),
+    stride=(None, 'step between the patches of TransReID; None: the size of a patch'),
+    jigsaw=(None, "groups of patches with a head each in TransReID; None: the model's own"),
+    cam_scale=(None, 'weight of the camera embedding of TransReID; None: no embedding'),
+    drop_path=(None, "stochastic depth of a transformer; None: the model's own"),
+)
+
+# %% ../../nbs/train/25_recipes.ipynb #bfa60992
+SETTINGS.update(
+    id_weight=(1., 'of the cross-entropy over identities'),
+    label_smoothing=(.1, 'share of its target that is spread over all classes'),
+    triplet=(0., 'weight of the triplet loss; 0: none'),
+    margin=(.3, 'of the triplet loss; None: soft'),
+    mining=('hard', "'hard' (of the batch), 'all', 'semi' (semi-hard) or 'weighted' (AGW, which has no margin)"),
+    normalize=(False, 'scale features to length 1 for the triplet loss?'),
+    center=(0., 'weight of the center loss; 0: none'),
+    center_lr=(.5, 'learning rate of the centers'),
+    first_head=(None, 'share of the first head in the losses, the others share the rest; None: all alike'),
+    mix=(None, "'mixup' or 'cutmix'"),
+    head=(None, "cosines with a margin in place of the classifier: 'arcface', 'cosface' or 'amsoftmax'"),
+    head_s=(None, "scale of the cosines; None: the paper's"),
+    head_m=(None, "margin; None: the paper's"),
+)
+
+# %% ../../nbs/train/25_recipes.ipynb #e186bf7a
+SETTINGS.update(
+    opt=('adam', "'adam', 'amsgrad', 'sgd', 'rmsprop', 'radam' or 'adamw'"),
+    lr=(3e-4, 'learning rate'),
+    wd=(5e-4, 'weight decay'),
+    mom=(.9, 'momentum of sgd and rmsprop, first moment of the others'),
+    sqr_mom=(None, 'second moment; None: 0.999, for rmsprop 0.99'),
+    dampening=(0., 'of sgd'),
+    nesterov=(False, 'of sgd'),
+    wd_bn_bias=(True, 'decay biases and norms, too?'),
+    bias_lr=(1., 'biases learn at so many times the rate'),
+    staged_lr=(False, 'do layers that are not new learn at `base_lr_mult` times the rate?'),
+    new_layers=(None, "names of the new layers; None: the model's own"),
+    base_lr_mult=(.1, 'see `staged_lr`'),
+    fixbase_epoch=(0, 'epochs at the beginning in which `open_layers` learn alone'),
+    open_layers=(None, "names of the layers; None: the model's new ones"),
+    clip=(None, 'largest norm of the gradient'),
+    accumulate=(1, 'batches for one step'),
+    chunk=(None, 'compute batches in chunks of so many pictures'),
+)
+
+# %% ../../nbs/train/25_recipes.ipynb #c1d62c7af
+SETTINGS.update(
+    epochs=(60, 'of the run'),
+    schedule=('single_step', "'single_step', 'multi_step', 'cosine' or 'flat'"),
+    step=(20, "epochs between steps; for 'multi_step' the list of epochs"),
+    gamma=(.1, 'a step multiplies the rate by this'),
+    end=(0., "factor where 'cosine' ends"),
+    by=('epoch', "when 'cosine' changes: 'epoch' or 'iteration'"),
+    warmup_epochs=(0, 'in which the rate rises'),
+    warmup=('linear', "'linear' or 'constant'"),
+    warmup_start=(.01, 'factor at the beginning'),
+    warmup_by=('epoch', "when a linear warm-up changes: 'epoch' or 'iteration'"),
+    ema=(None, 'share of an exponential average of the weights that a step keeps, such as 0.999'),
+    swa=(None, 'share of the run after which weights are averaged, such as 0.75'),
+    seed=(1, 'of the new layers and of every epoch; None: leave chance alone'),
+)
+
+# %% ../../nbs/train/25_recipes.ipynb #c7d2a9995
+SETTINGS.update(
+    metric=('euclidean', "distance of features: 'euclidean', 'sqeuclidean' or 'cosine'"),
+    protocol=('market', 'as in `rank_stats`'),
+    eval_every=(None, 'epochs between rankings; None: after the last only'),
+    flip_test=(False, "average with the mirror picture's feature in `evaluate_recipe`?"),
+    rerank=(False, 're-rank in `evaluate_recipe`?'),
+    rerank_k1=(20, 'neighbours that may become members'),
+    rerank_k2=(6, 'nearest whose weights are averaged'),
+    rerank_lambda=(.3, 'share of the distance itself'),
+)
+
+# %% ../../nbs/train/25_recipes.ipynb #cc337467
+SETTINGS.update(
+    amp=(None, "mixed precision: 'fp16' or 'bf16'"),
+    channels_last=(True, 'memory layout: the same figures, faster'),
+    compile=(False, 'by `torch.compile`?'),
+    grad_checkpoint=(False, 'compute activations twice instead of keeping them?'),
+    sync_bn=(False, 'batch norm over all processes?'),
+)
 
 # %% ../../nbs/train/25_recipes.ipynb #c2ef47498
 _DATA = ('size', 'sampler', 'bs', 'k', 'n_domains', 'flip', 'translate', 'pad', 'patch', 'jitter', 'pca', 'gray', 'erase', 'erase_area', 'erase_fill', 'mean', 'std',
@@ -210,7 +232,7 @@ def recipe_tfms(
     kinds.append((_NoiseErase, s['erase'], dict(area=s['erase_area'], fill=1.)) if noise else (RandomErase, s['erase'], dict(area=s['erase_area'], fill=s['erase_fill'])))
     return [cls(p=p, **kw) for cls, p, kw in kinds if p] + [Normalize.from_stats(s['mean'], s['std'], cuda=False)]
 
-# %% ../../nbs/train/25_recipes.ipynb #c3534488a
+# %% ../../nbs/train/25_recipes.ipynb #c9babb90d
 _PEOPLE = dict(pk=PKSampler, identity=RandomIdentitySampler, identity_2018=partial(RandomIdentitySampler, year=2018), camera_pk=CameraPKSampler, hard_pk=HardPKSampler)
 _OTHERS = dict(random=RandomSampler, sequential=SequentialSampler, domain=RandomDomainSampler, dataset=RandomDatasetSampler)
 
@@ -232,47 +254,35 @@ def recipe_dls(
     "Make loaders by settings"
     cache = None if s['cache'] is None else ImageCache(s['size'], s['cache'])
     dls = ReidDataLoaders.from_items(items, s['size'], bs=s['test_bs'], tfms=recipe_tfms(s), num_workers=s['num_workers'], device=s['device'], cache=cache, sampler=recipe_sampler(s))
-    if not len(dls.train): raise ReidError(f'{len(dls.items)} training rows make no batch of bs={s["bs"]}. Pass a smaller `bs`.')
+    if not dls.train.sampler.epoch(0): raise ReidError(f'{len(dls.items)} training rows make no batch of bs={s["bs"]}. Pass a smaller `bs`.')
     return dls
 
-# %% ../../nbs/train/25_recipes.ipynb #c77bff67b
-_MODEL = ('pool', 'neck', 'after_neck', 'last_stride', 'ibn', 'non_local', 'mixstyle', 'stride', 'jigsaw', 'cam_scale')
-
-def camera_numbers(
-    items:pd.DataFrame, # rows whose cameras are asked for
-    known:pd.DataFrame, # training rows, whose (dset, cam) pairs are numbered from 0, sorted
-) -> torch.Tensor: # (n,) whole numbers, -1 for a camera that is not among them
-    "Number the cameras of `items` as a model knows them"
-    pairs = sorted(set(zip(known.dset.astype(str), known.cam.fillna(-1))) - {(o, -1) for o in known.dset.astype(str).unique()})
-    number = {o: i for i, o in enumerate(pairs)}
-    return torch.tensor([number.get(o, -1) for o in zip(items.dset.astype(str), items.cam.fillna(-1))])
+# %% ../../nbs/train/25_recipes.ipynb #c0b613709
+_MODEL = dict(pool='pool', neck='neck', after_neck='after_neck', last_stride='last_stride', ibn='ibn', non_local='non_local', mixstyle='mixstyle', stride='stride', jigsaw='jigsaw',
+              cam_scale='cam_scale', drop_path='drop_path_rate') # setting: argument of the network
 
 def recipe_model(
     s:dict,        # settings
     n_classes:int, # number of training identities
-    n_cams:int=0,  # number of training cameras; counts with `cam_scale`
-) -> nn.Module:
+    n_cams:int=0,  # number of training cameras; `cam_scale` needs it
+) -> nn.Module: # raises `ValueError` for settings that the network doesn't take
     "Make the model by settings"
-    kw, weights = {k: s[k] for k in _MODEL if s[k] is not None}, s['weights']
-    if s['drop_path'] is not None: kw['drop_path_rate'] = s['drop_path']
+    kw = {v: s[k] for k, v in _MODEL.items() if s[k] is not None}
+    if 'cam_scale' in kw and not n_cams: raise ReidError('`cam_scale` needs cameras, and no training row has one. Set `cam`, or pass `cam_scale=None`.')
     if 'cam_scale' in kw: kw['n_cams'] = n_cams
-    if s['model'] in VITS and weights == 'imagenet': kw, weights = dict(kw, pretrained=True, pretrained_cfg='orig_in21k_ft_in1k'), None # the file that TransReID starts from
-    return create_model(s['model'], n_classes, weights=weights, size=tuple(s['size']), **kw)
+    make = _transformer if s['model'] in VITS else create_model
+    model = make(s['model'], n_classes, weights=s['weights'], size=tuple(s['size']), **kw)
+    return use_cosine_head(model) if s['head'] else model
 
-# %% ../../nbs/train/25_recipes.ipynb #c63841308
-class CameraCallback(Callback):
-    "Hand the cameras of a batch to the model, beside its pictures"
-    order = -50
-    def __init__(self): self.cams = {}
-    def before_fit(self): self.cams = {}
-    def before_batch(self):
-        rows = self.dls.items if self.training else self.dls.test_items
-        if id(rows) not in self.cams: self.cams[id(rows)] = camera_numbers(rows, self.dls.items)
-        first = self.iter * self.dl.bs
-        chosen = self.dl._DataLoader__idxs[first:first + len(self.x)] # what fastai's loader goes through in this epoch
-        self.learn.xb = (self.x, self.cams[id(rows)][chosen].to(self.x.device))
+_VIT_WEIGHTS = dict(transreid_vit_base='orig_in21k_ft_in1k') # timm's names of the files that TransReID starts from
 
-# %% ../../nbs/train/25_recipes.ipynb #d039397e
+def _transformer(name, n_classes, weights, size, **kw): # one of `VITS`
+    if weights == 'imagenet': return VITS[name](n_classes, size=size, pretrained=True, **kw, **({'pretrained_cfg': _VIT_WEIGHTS[name]} if name in _VIT_WEIGHTS else {}))
+    model = VITS[name](n_classes, size=size, **kw)
+    if weights is not None: load_weights(model, weights_file(weights))
+    return model
+
+# %% ../../nbs/train/25_recipes.ipynb #c9c777879
 def head_weights(
     n:int,      # heads
     first=None, # share of the first, in [0,1]; None: all alike
@@ -282,122 +292,162 @@ def head_weights(
     if n < 2 or not 0 <= first <= 1: raise ValueError(f'`first_head` is a share in [0,1] for models of several heads, not {first} for {n}.')
     return [first] + [(1 - first) / (n - 1)] * (n - 1)
 
-class WeightedIdLoss(IdLoss):
-    "`IdLoss` times `weight`, with a share for the first head"
+class HeadsLoss(nn.Module):
+    "A loss of (heads, label) times `weight`, with a share for the first head"
     def __init__(self,
-        label_smoothing:float=.1, # share of the target that is spread over all classes
-        weight:float=1.,          # of the loss
-        first=None,               # share of the first head; None: all alike
-        **kwargs,
+        loss,         # of (list of one head, label), such as `IdLoss()`
+        weight:float=1., # of the whole
+        first=None,   # share of the first head; None: all alike
     ):
-        super().__init__(label_smoothing, **kwargs)
-        self.weight, self.first = weight, first
+        super().__init__()
+        self.loss, self.weight, self.first = loss, weight, first
     def forward(self, heads, label):
-        one = super().forward
         heads = [heads] if isinstance(heads, torch.Tensor) else heads
-        return self.weight * sum(w * one([o], label) for w, o in zip(head_weights(len(heads), self.first), heads))
+        if not self.weight: return 0. * sum((o if isinstance(o, torch.Tensor) else o[0]).sum() for o in heads) # no gradient for the classifier, not even 0
+        return self.weight * sum(w * self.loss([o], label) for w, o in zip(head_weights(len(heads), self.first), heads))
 
-class TimesLoss(nn.Module):
-    "A loss times a number"
+# %% ../../nbs/train/25_recipes.ipynb #cbf10ee0
+_MINING = dict(hard=TripletLoss, all=BatchAllTripletLoss, semi=SemiHardTripletLoss, weighted=lambda margin: WeightedTripletLoss(own=True)) # as in AGW's code
+
+class _Times(nn.Module): # a loss on features times a number
     def __init__(self, loss, times):
         super().__init__()
         self.loss, self.times = loss, times
     def forward(self, *args): return self.times * self.loss(*args)
 
-# %% ../../nbs/train/25_recipes.ipynb #b7da6fc6
-_MINING = dict(hard=TripletLoss, all=BatchAllTripletLoss, semi=SemiHardTripletLoss, weighted=lambda margin: WeightedTripletLoss(own=True))
+def _triplet(s, model): # the callback that adds the triplet loss
+    first = s['first_head']
+    if s['mining'] == 'hard' and first is None: return TripletCallback(s['margin'], s['triplet'], normalize=s['normalize'])
+    loss, n = _MINING[s['mining']](s['margin']), len(getattr(model, 'classifiers', ())) + 1
+    return MetricLossCallback(loss if first is None else [_Times(loss, n * o) for o in head_weights(n, first)], weight=s['triplet'], normalize=s['normalize'], name='triplet')
 
-def _n_heads(model): return len(getattr(model, 'classifiers', ())) + hasattr(model, 'classifier')
+def _id_loss(s): # the learner's loss
+    loss = MarginLoss(s['head'], s['head_s'], s['head_m'], s['label_smoothing']) if s['head'] else IdLoss(s['label_smoothing'])
+    return loss if s['id_weight'] == 1 and s['first_head'] is None else HeadsLoss(loss, s['id_weight'], s['first_head'])
 
-def _losses(s, model): # callbacks that add the losses on features
+# %% ../../nbs/train/25_recipes.ipynb #e8a70c18
+def _check(s): # settings that contradict each other
     if s['mining'] not in _MINING: raise ValueError(f'`mining` must be one of {", ".join(_MINING)}, not {s["mining"]!r}.')
+    if s['amp'] not in (None, 'fp16', 'bf16'): raise ValueError(f"`amp` must be None, 'fp16' or 'bf16', not {s['amp']!r}.")
     if not (s['id_weight'] or s['triplet'] or s['center']): raise ValueError('`id_weight`, `triplet` and `center` are all 0: there is no loss.')
     if not s['id_weight'] and s['fixbase_epoch']: raise ValueError('With `id_weight=0` the new layers learn nothing while the others stand still. Pass `fixbase_epoch=0`.')
-    cbs = []
-    if s['triplet'] and s['mining'] == 'hard' and s['first_head'] is None: cbs.append(TripletCallback(s['margin'], s['triplet'], normalize=s['normalize']))
-    elif s['triplet']:
-        loss, shares = _MINING[s['mining']](s['margin']), head_weights(n := _n_heads(model), s['first_head'])
-        loss = loss if s['first_head'] is None else [TimesLoss(loss, n * o) for o in shares]
-        cbs.append(MetricLossCallback(loss, weight=s['triplet'], normalize=s['normalize'], name='triplet'))
-    return cbs + ([CenterLossCallback(s['center'], s['center_lr'])] if s['center'] else [])
-
-# %% ../../nbs/train/25_recipes.ipynb #c4a3a15bd
-def _callbacks(s, model): # all that a learner of these settings needs
     if s['chunk'] and s['cam_scale'] is not None: raise ValueError('`chunk` and `cam_scale` don\'t go together: chunks hold pictures alone.')
-    cbs = _losses(s, model) + [ReidEvalCallback(s['protocol'], s['metric'], every=s['eval_every'] or 10**9)]
+
+def _callbacks(s, model): # all that a learner of these settings needs
+    cbs = [_triplet(s, model)] if s['triplet'] else []
+    if s['center']: cbs.append(CenterLossCallback(s['center'], s['center_lr']))
+    cbs.append(ReidEvalCallback(s['protocol'], s['metric'], every=s['eval_every'] or 10**9))
     if s['cam_scale'] is not None or s['mixstyle']: cbs.append(CameraCallback())
     if s['sampler'] == 'hard_pk': cbs.append(HardIdentityCallback())
     if s['fixbase_epoch']: cbs.append(FixBaseCallback(s['fixbase_epoch'], s['open_layers']))
-    return cbs + [cls(s[k]) for k, cls in dict(clip=GradientClip, chunk=ChunkCallback, mix=MixCallback, ema=EmaCallback, swa=SwaCallback).items() if s[k] is not None] + \
-        ([AccumulateCallback(s['accumulate'])] if s['accumulate'] > 1 else [])
+    if s['accumulate'] > 1: cbs.append(AccumulateCallback(s['accumulate']))
+    return cbs + [cls(s[k]) for k, cls in dict(clip=GradientClip, chunk=ChunkCallback, mix=MixCallback, ema=EmaCallback, swa=SwaCallback).items() if s[k] is not None]
 
+# %% ../../nbs/train/25_recipes.ipynb #c76f20926
 def rate_groups(
     model:nn.Module,
     s:dict, # settings
 ) -> list: # (parameters, factor of the learning rate) of each group
     "Share the parameters out by how fast they learn"
-    staged = [(s['base_lr_mult'], 1.), layer_groups(model, s['new_layers'], n=2)] if s['staged_lr'] else [(1.,), [list(model.parameters())]]
-    if s['bias_lr'] == 1: return [(list(ps), f) for f, ps in zip(*staged) if len(ps)]
-    bias = {id(p) for k, p in model.named_parameters() if 'bias' in k}
-    parts = [([p for p in ps if (id(p) in bias) == b], f * (s['bias_lr'] if b else 1.)) for f, ps in zip(*staged) for b in (False, True)]
+    groups = zip(layer_groups(model, s['new_layers'], n=2), (s['base_lr_mult'], 1.)) if s['staged_lr'] else [(model.parameters(), 1.)]
+    bias = {id(p) for k, p in model.named_parameters() if 'bias' in k} if s['bias_lr'] != 1 else set()
+    parts = [([p for p in ps if (id(p) in bias) == b], f * (s['bias_lr'] if b else 1.)) for ps, f in ((list(ps), f) for ps, f in groups) for b in (False, True)]
     return [o for o in parts if o[0]]
 
 def _split(model, s): return L(ps for ps, _ in rate_groups(model, s))
 
-# %% ../../nbs/train/25_recipes.ipynb #a9005faa
+# %% ../../nbs/train/25_recipes.ipynb #c3f72ecda
 def _given(dls, s, changes): # settings that loaders have settled
     if own := [k for k in changes if k in _DATA]: raise ValueError(f'{", ".join(own)}: the loaders exist already. Pass an item table in their place, or make the loaders with these settings.')
-    sampler = dls.train.sampler if hasattr(dls.train, 'sampler') else None
+    sampler = getattr(dls.train, 'sampler', None)
     return {**s, **dict.fromkeys(_DATA), 'size': list(dls.size), 'sampler': type(sampler).__name__, 'bs': dls.train.bs, 'k': getattr(sampler, 'k', None), 'device': str(dls.device)}
 
 def recipe_learner(
     data,        # item table, or `ReidDataLoaders`
     recipe=None, # a key of `RECIPES`; None: the defaults, which are Torchreid's
     cbs=None,    # further callbacks
-    **settings,  # keywords of `SETTINGS`
+    **settings,  # keywords of `SETTINGS`; `model` may be a module, too
 ) -> Learner: # with `settings`; raises `ValueError` for keywords that there are not, and for settings that don't fit
     "Put a Learner together from settings"
-    s = recipe_settings(recipe, **{k: type(v).__name__ if isinstance(v, nn.Module) else v for k, v in settings.items()})
-    made = isinstance(data, ReidDataLoaders)
-    if made: s = _given(data, s, settings)
+    own = settings['model'] if isinstance(settings.get('model'), nn.Module) else None
+    s = recipe_settings(recipe, **{**settings, **({'model': type(own).__name__} if own is not None else {})})
+    _check(s)
+    if made := isinstance(data, ReidDataLoaders): s = _given(data, s, settings)
     dls = data if made else recipe_dls(data, s)
-    n_cams = int(camera_numbers(dls.items, dls.items).max()) + 1 if s['cam_scale'] is not None else 0
-    if s['seed'] is not None: torch.manual_seed(s['seed'])
-    model = settings['model'] if isinstance(settings.get('model'), nn.Module) else recipe_model(s, dls.c, n_cams)
+    if s['seed'] is not None: seed_all(s['seed'])
+    n_cams = len(camera_numbers(dls.items))
+    model = recipe_model(s, dls.c, n_cams) if own is None else own
     groups = rate_groups(model, s)
-    rates = [s['lr'] * o for _, o in groups]
-    more = dict(splitter=partial(_split, s=s)) if len(groups) > 1 else {}
+    rates = [s['lr'] * f for _, f in groups]
     opt = make_optimizer(s['opt'], s['wd'], s['mom'], s['sqr_mom'], s['dampening'], s['nesterov'], wd_bn_bias=s['wd_bn_bias'])
-    plain = s['id_weight'] == 1 and s['first_head'] is None
-    loss = IdLoss(s['label_smoothing']) if plain else WeightedIdLoss(s['label_smoothing'], s['id_weight'], s['first_head'])
-    learn = reid_learner(dls, model, loss, _callbacks(s, model) + list(cbs or []), lr=rates if len(rates) > 1 else rates[0], seed=s['seed'], channels_last=s['channels_last'], opt_func=opt, **more)
-    learn.settings, learn.n_cams = s, n_cams
+    learn = reid_learner(dls, model, _id_loss(s), _callbacks(s, model) + list(L(cbs)), lr=rates[0] if len(rates) == 1 else rates, seed=s['seed'], channels_last=s['channels_last'], opt_func=opt,
+                         **(dict(splitter=partial(_split, s=s)) if len(rates) > 1 else {}))
+    learn.settings, learn.made_for = s, dict(n_classes=dls.c, n_cams=n_cams)
     return learn
 
-# %% ../../nbs/train/25_recipes.ipynb #f0c649bf
+# %% ../../nbs/train/25_recipes.ipynb #e0d0da6e
+def _settings_of(learn):
+    if 'settings' not in learn.__dict__: raise ReidError('This learner was not made by a recipe. Use `recipe_learner`, or a function of `RECIPES`.')
+    return learn.settings
+
 @patch
 def show_settings(self:Learner,
     changed:bool=False, # only those that differ from the defaults?
 ) -> pd.DataFrame: # a row for each setting: value, default, meaning; raises `ReidError` for a learner that no recipe made
     "Show with what settings this learner was made"
-    if 'settings' not in self.__dict__: raise ReidError('This learner was not made by a recipe. Use `recipe_learner`, or a function of `RECIPES`.')
-    rows = {k: dict(value=self.settings[k], default=v, meaning=text) for k, (v, text) in SETTINGS.items() if not changed or self.settings[k] != v}
-    return pd.DataFrame(rows, index=['value', 'default', 'meaning']).T.rename_axis(f'recipe {self.settings["recipe"]}')
+    s = _settings_of(self)
+    rows = [(k, s[k], v, text) for k, (v, text) in SETTINGS.items() if k in s and not (changed and s[k] == v)]
+    return pd.DataFrame(rows, columns=['setting', 'value', 'default', 'meaning'], dtype=object).set_index('setting').rename_axis(s['recipe'])
 
+# %% ../../nbs/train/25_recipes.ipynb #c5958cd3e
 @patch
 def fit_recipe(self:Learner,
-    epochs=None, # of the run; None: the recipe's
-    folder=None, # for a `RunFolder`: a run that stands there goes on
+    epochs=None, # of the run; None: the recipe's. A cosine ends with them, steps stay where they are
+    folder=None, # for a `RunFolder`: a run of the same settings that stands there goes on
     cbs=None,    # further callbacks
 ) -> Learner: # itself; raises `ReidError` for a learner that no recipe made
     "Train as the settings say: epochs, rates and their schedule"
-    if 'settings' not in self.__dict__: raise ReidError('This learner was not made by a recipe. Use `recipe_learner`, or a function of `RECIPES`.')
-    s = {**self.settings, 'epochs': epochs or self.settings['epochs']}
-    factor = step_factor(s['schedule'], s['epochs'], s['step'], s['gamma'], s['end'], s['by'], s['warmup_epochs'], s['warmup'], s['warmup_start'], s['warmup_by'])
-    cbs = [EpochSchedule(factor), *(cbs or [])]
-    if folder is not None: cbs.append(RunFolder(folder, {k: v for k, v in s.items() if k not in _FREE}))
+    s = {**_settings_of(self), **({} if epochs is None else dict(epochs=epochs))}
+    cbs = [EpochSchedule(recipe_factor(s)), *L(cbs)]
+    other = s['flip_test'] or s['rerank'] # the end is ranked otherwise than epochs are
+    if folder is not None: cbs.append(RunFolder(folder, {**{k: v for k, v in s.items() if k not in _FREE}, **self.made_for}, results=not other))
     self.fit(s['epochs'], self.lr, cbs=cbs)
+    if folder is not None and other and not rank_distrib(): self.evaluate_recipe(progress=False).save(Path(folder) / 'results.npz')
     return self
+
+def recipe_factor(
+    s:dict, # settings
+): # function of the epoch, from 0, fractions allowed
+    "Make the factor of the learning rate by settings"
+    return step_factor(s['schedule'], s['epochs'], s['step'], s['gamma'], s['end'], s['by'], s['warmup_epochs'], s['warmup'], s['warmup_start'], s['warmup_by'])
+
+# %% ../../nbs/train/25_recipes.ipynb #d2916ceb
+@patch
+def evaluate_recipe(self:Learner,
+    items=None,         # table with query and gallery rows; None: those of the learner
+    progress:bool=True, # show a bar?
+) -> ReidResults: # raises `ReidError` for a learner that no recipe made
+    "Rank as the settings say: metric, protocol, mirror pictures, re-ranking"
+    s = _settings_of(self)
+    res = self.evaluate(items, s['protocol'], s['metric'], s['flip_test'], progress)
+    if not s['rerank']: return res
+    dist = k_reciprocal(res.q_feat, res.g_feat, s['rerank_k1'], s['rerank_k2'], s['rerank_lambda'], s['metric'])
+    return ReidResults.from_dist(dist, res.query, res.gallery, s['protocol'], f"re-ranked {s['metric']}")
+
+# %% ../../nbs/train/25_recipes.ipynb #ba405104
+def load_recipe(
+    folder,           # of a run by `fit_recipe`
+    best:bool=False,  # the weights of the best epoch? otherwise the last
+): # (model in evaluation mode, its settings); raises `ReidError` for a folder without a run of a recipe
+    "Read the model of a run"
+    folder = Path(folder)
+    try:
+        state = torch.load(folder / 'last.pth', map_location='cpu', weights_only=True)
+        s, weights = state['run'], torch.load(folder / 'best.pth', map_location='cpu', weights_only=True) if best else state['model']
+        model = recipe_model({**s, 'weights': None}, s['n_classes'], s['n_cams'])
+    except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError) as e: raise ReidError(f'{folder} holds no run of a recipe ({type(e).__name__}: {str(e)[:80]}). Pass the `folder` of `fit_recipe`.') from e
+    model.load_state_dict(weights)
+    return model.eval(), s
 
 # %% ../../nbs/train/25_recipes.ipynb #c658fbb0a
 _2018 = dict(model='resnet50_2018', translate=.5)
@@ -425,3 +475,73 @@ def center_2018(
 ) -> Learner:
     "Cross-entropy and center loss, as of 2018 (`train_img_model_cent.py`)"
     return recipe_learner(data, 'center_2018', **changes)
+
+# %% ../../nbs/train/25_recipes.ipynb #c4cde08e3
+_OSNET = dict(model='osnet_x1_0', opt='amsgrad', lr=.0015, epochs=150, bs=64, step=60, fixbase_epoch=10, open_layers=['classifier'], test_bs=300)
+_SMALL = dict(lr=.003, epochs=180, bs=128, step=80)
+_AIN = dict(model='osnet_ain_x1_0', epochs=100, schedule='cosine', step=20, jitter=1., metric='cosine')
+_R50 = dict(model='resnet50_fc512', lr=3e-4, epochs=60, bs=32, step=20, fixbase_epoch=5, test_bs=100)
+
+@add_recipe(_OSNET, {
+    'osnet_x1_0': {},
+    'osnet_x1_0_cosine': dict(epochs=250, schedule='cosine', step=20),
+    'osnet_x0_75': dict(model='osnet_x0_75'),
+    'osnet_x0_5': dict(_SMALL, model='osnet_x0_5'),
+    'osnet_x0_25': dict(_SMALL, model='osnet_x0_25'),
+    'osnet_ibn_x1_0': dict(model='osnet_ibn_x1_0', jitter=1.),
+    'osnet_ain_x1_0_cosine': _AIN,
+    'r50': _R50,
+    'r50fc512': dict(_R50, open_layers=['fc', 'classifier']),
+})
+def osnet_softmax(
+    data,      # item table, or `ReidDataLoaders`
+    **changes, # keywords of `SETTINGS`; `variant` is one of nine
+) -> Learner:
+    "Cross-entropy as in Torchreid's configuration files"
+    return recipe_learner(data, 'osnet_softmax', **changes)
+
+# %% ../../nbs/train/25_recipes.ipynb #c39c9085e
+@add_recipe({**_OSNET, **_AIN}, {'one_source': {}, 'several_sources': dict(epochs=50)})
+def osnet_ain_dg(
+    data,      # item table, or `ReidDataLoaders`
+    **changes, # keywords of `SETTINGS`; `variant` is 'one_source' or 'several_sources'
+) -> Learner:
+    "OSNet-AIN for other places than it was trained in (Zhou et al., 2021)"
+    return recipe_learner(data, 'osnet_ain_dg', **changes)
+
+# %% ../../nbs/train/25_recipes.ipynb #c3cdf6cc4
+_BAG = dict(model='timm/resnet50.tv_in1k', last_stride=1, pool='avg', neck='bnneck', after_neck=True, sampler='identity', bs=64, pad=10, erase=.5, triplet=1., center=.0005,
+            lr=3.5e-4, epochs=120, schedule='multi_step', step=[40, 70], warmup_epochs=10, test_bs=128, metric='cosine', seed=None)
+_WITHOUT = dict(warmup=dict(warmup_epochs=0), erase=dict(erase=0.), smooth=dict(label_smoothing=0.), stride=dict(last_stride=2), neck=dict(neck='none', after_neck=None), center=dict(center=0.))
+
+def _ladder(): # {name: what is left out}, trick by trick
+    names = list(_WITHOUT)
+    steps = {o: {k: v for name in names[i:] for k, v in _WITHOUT[name].items()} for i, o in enumerate(['baseline', *[f'+{o}' for o in names[:-1]]])}
+    return {'all': {}, **steps}
+
+@add_recipe(_BAG, _ladder())
+def bag_of_tricks(
+    data,      # item table, or `ReidDataLoaders`
+    **changes, # keywords of `SETTINGS`; `variant` is 'all', or a step of the ladder: 'baseline', '+warmup', '+erase', '+smooth', '+stride', '+neck'
+) -> Learner:
+    "ResNet-50 with the tricks of Luo et al. (2019)"
+    return recipe_learner(data, 'bag_of_tricks', **changes)
+
+@add_recipe({**_BAG, 'pool': 'gem', 'non_local': True, 'mining': 'weighted', 'test_bs': 64})
+def agw(
+    data,      # item table, or `ReidDataLoaders`
+    **changes, # keywords of `SETTINGS`
+) -> Learner:
+    "ResNet-50 with non-local blocks, GeM and the weighted triplet loss (Ye et al., 2021)"
+    return recipe_learner(data, 'agw', **changes)
+
+# %% ../../nbs/train/25_recipes.ipynb #c7430cc44
+@add_recipe(dict(model='transreid_vit_base', stride=12, jigsaw=4, cam_scale=3., drop_path=.1, after_neck=False, sampler='identity', bs=64, pad=10, erase=.5, erase_area=[.02, 1 / 3], erase_fill='noise',
+                 mean=[.5] * 3, std=[.5] * 3, label_smoothing=0., triplet=1., margin=None, first_head=.5, opt='sgd', lr=.008, wd=1e-4, bias_lr=2., epochs=120, schedule='cosine', end=.002, warmup_epochs=5,
+                 test_bs=256, metric='cosine', seed=1234))
+def transreid(
+    data,      # item table, or `ReidDataLoaders`
+    **changes, # keywords of `SETTINGS`
+) -> Learner:
+    "A vision transformer with overlapping patches, cameras and jigsaw parts (He et al., 2021)"
+    return recipe_learner(data, 'transreid', **changes)
