@@ -161,19 +161,19 @@ class DiagnoseCallback(Callback):
         if saved := _kept(self.opt).get('diagnosis'): self.rows, self.begin = saved['rows'], saved['begin'] # a checkpoint was loaded
         self.facts, self.looks, self.was, self.stepped, self.bad, self.loss0 = [], [], None, 0, ('', -1), []
 
-# %% ../../nbs/train/16_diagnose.ipynb #cdfe23ac
+# %% ../../nbs/train/16_diagnose.ipynb #f9f0508b
 @patch
 def after_loss(self:DiagnoseCallback):
     if not len(self.yb): return
     heads, y = _heads(self.pred), self.y.as_subclass(torch.Tensor)
     self.facts.append([dict(batch_facts(f, y, **self.set_to), graph=f.requires_grad) for f, _ in heads])
-    self.loss0.append(float(self.loss)) # before metric losses are added
+    self.loss0.append(float(self.loss.detach())) # before metric losses are added
     if any(math.isnan(o['length']) or math.isinf(o['length']) for o in self.facts[-1]): self._ill(_first_bad(self.xb, self.model))
     if all(o['ids'] < 2 or o['alone'] == 1 for o in self.facts[-1]): self._look() # the next callback may refuse this batch
 
 @patch
 def before_backward(self:DiagnoseCallback):
-    if not math.isfinite(float(self.learn.loss)): self._ill('losses')
+    if not math.isfinite(float(self.loss.detach())): self._ill('losses')
 
 @patch
 def after_train(self:DiagnoseCallback):
