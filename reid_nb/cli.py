@@ -134,7 +134,14 @@ def _settle(recipe, config, torchreid_config, flags): # all settings; --p, --hei
     done = settle(recipe, config, torchreid_config, flags, SMALL)
     return done if p is None else settle(recipe, config, torchreid_config, {**flags, 'bs': int(p) * done.settings['k']}, SMALL)
 
-# %% ../nbs/90_cli.ipynb #de8bf64b
+# %% ../nbs/90_cli.ipynb #c384e4bf2
+def _rerank(res, **kw): # the same results by k-reciprocal distances
+    from reid_nb.retrieve.rerank import k_reciprocal
+    from reid_nb.retrieve.results import ReidResults
+    dist = k_reciprocal(res.q_feat, res.g_feat, metric=res.metric, **kw)
+    return ReidResults.from_dist(dist, res.query, res.gallery, protocol=res.rules or res.protocol, metric=f'{res.metric}, re-ranked')
+
+# %% ../nbs/90_cli.ipynb #c6f32d908
 def train(
     items:Annotated[list, dict(nargs='*', type=str)]=None, # CSV files, folders, or datasets by name: market1501:FOLDER
     recipe:str=None,           # bag_of_tricks, agw, osnet_softmax … by default a small network, from random weights
@@ -160,7 +167,11 @@ def train(
     else: _write_items(table, out / 'items.csv'), write_settings(todo, out / 'settings.yaml')
     with explain_memory(learn): learn.fit_recipe(folder=out)
     _save(learn, out)
-    _report(out, {k: learn.evaluate_recipe(o, progress=False) for k, o in tests.items()}, table, run['pictures'], run['topk'])
+    results = {}
+    for k, o in tests.items():
+        results[k] = learn.evaluate(o, s['protocol'], s['metric'], s['flip_test'], progress=False)
+        if s['rerank']: results[f'{k}, re-ranked'] = _rerank(results[k], k1=s['rerank_k1'], k2=s['rerank_k2'], lambda_value=s['rerank_lambda'])
+    _report(out, results, table, run['pictures'], run['topk'])
 
 # %% ../nbs/90_cli.ipynb #c99a97aca
 def _save(learn, out): # model.pth for `load_run`, where the network is made by its name alone; `load_recipe` reads every run
@@ -172,22 +183,23 @@ def _save(learn, out): # model.pth for `load_run`, where the network is made by 
 
 def _slug(name): return ''.join(o if o.isalnum() else '_' for o in name)
 
-# %% ../nbs/90_cli.ipynb #c2cacc217
+# %% ../nbs/90_cli.ipynb #c7ebe382b
 def _report(out, results, table, pictures=0, topk=10, focus=0): # files of a run: results, pictures of rankings, an HTML page
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+    from PIL import Image
     from reid_nb.show.plots import plot_cmc, plot_distances, save_ranks, show_ranks
     from reid_nb.show.report import save_report
     res = list(results.values())[focus]
     for name, o in results.items(): o.save(out / ('results.npz' if o is res else f'results_{_slug(name)}.npz'))
-    even, worst = (show_ranks(res, queries=o, n=6).figure for o in (None, 'worst'))
-    even.savefig(out / 'ranks.png', dpi=100, bbox_inches='tight')
+    for o, file in ((None, 'ranks.png'), ('worst', 'ranks_worst.png')): show_ranks(res, queries=o, n=6, file=out / file)
+    with Image.open(out / 'ranks.png') as o, Image.open(out / 'ranks_worst.png') as k: even, worst = o.copy(), k.copy()
     table_of_all = _compare(results)
     save_report(out / 'report.html', f'reid_nb {__version__}: {len(res.query)} queries, {len(res.gallery)} gallery images', {
         'Figures': [table_of_all, f'Protocol {res.protocol}, distance {res.metric}, {res.metrics["n_valid"]} of {len(res.query)} queries have a match.'],
         'Data': items_stats(table), 'Rankings': [even, 'A green frame and a tick: the same person. A red frame and a cross: somebody else.'],
-        'The hardest queries': worst, 'CMC': plot_cmc(results).figure, 'Distances': plot_distances(res).figure})
+        'The hardest queries': worst, 'CMC': plot_cmc(results).figure, **({'Distances': plot_distances(res).figure} if res.g_feat is not None else {})})
     plt.close('all')
     if pictures: save_ranks(res, out / 'ranks', k=topk, n=None if pictures < 0 else pictures, progress=False)
     _say('', table_of_all)
@@ -207,13 +219,7 @@ def _model_of(weights, model, size, best=False): # (network in evaluation, (h,w)
     net, s = load_recipe(source, best)
     return net, tuple(s['size']), s
 
-# %% ../nbs/90_cli.ipynb #c4395ef70
-def _rerank(res, **kw): # the same results by k-reciprocal distances
-    from reid_nb.retrieve.rerank import k_reciprocal
-    from reid_nb.retrieve.results import ReidResults
-    dist = k_reciprocal(res.q_feat, res.g_feat, metric=res.metric, **kw)
-    return ReidResults.from_dist(dist, res.query, res.gallery, protocol=res.rules or res.protocol, metric=f'{res.metric}, re-ranked')
-
+# %% ../nbs/90_cli.ipynb #a89bd2cb
 def _tests(feats_of, tables, rerank, protocol, metric): # {name: ReidResults} of each table; `feats_of` computes features of one
     from reid_nb.train.embed import rank_items
     out = {}
@@ -433,11 +439,11 @@ def _one_line(e): # an error as one line, without what fastai puts in front
     text = re.sub(r'^Exception occured in `\w+` when calling event `\w+`: ', '', ' '.join(str(e).split())) or type(e).__name__
     return text if isinstance(e, (ReidError, OSError)) else f'{type(e).__name__}: {text}'
 
-# %% ../nbs/90_cli.ipynb #c23a8f7c0
+# %% ../nbs/90_cli.ipynb #c26ecf8d5
 _ALSO = dict(p='people in a batch, in place of --bs: times k', height='of the images, in place of --size, with --width', width='see --height', workers='the same as --num-workers')
 
 def _add_flag(to, name, option): # a flag of `train` for one setting
-    kw = dict(dest=name, default=argparse.SUPPRESS, help=f'{option.help} (default: {option.default})')
+    kw = dict(dest=name, default=argparse.SUPPRESS, help=option.help + (f' (default: {option.default})' if name not in _ALSO else ''))
     if set(option.kinds) <= {'bool', 'none'}: kw['action'] = argparse.BooleanOptionalAction
     elif 'list' in option.kinds: kw.update(nargs='+', metavar='X')
     else: kw['metavar'] = 'X'
@@ -446,7 +452,7 @@ def _add_flag(to, name, option): # a flag of `train` for one setting
 def _add_settings(parser): # all flags of `train` that its own parameters don't give; the options
     from reid_nb.config import RUN_OPTIONS, Option, all_recipes, recipe_options
     recipes = recipe_options()
-    for title, options in (('the run', {k: o for k, o in RUN_OPTIONS.items() if k != 'items'}), ('settings of the recipe', recipes), ('other words', {k: Option(None, o) for k, o in _ALSO.items()})):
+    for title, options in (('the run', {k: o for k, o in RUN_OPTIONS.items() if k != 'items'}), ('settings of the recipe', recipes), ('other words', {k: Option(0, o) for k, o in _ALSO.items()})):
         group = parser.add_argument_group(title)
         for k, o in options.items(): _add_flag(group, k, o)
     parser.epilog = 'recipes: ' + ', '.join(all_recipes())
@@ -469,7 +475,7 @@ def _parse(name, argv): # arguments of the command; leaves with exit code 2 wher
         parser.exit(2, f'reid_nb {name}: nothing is called {extra[0]}' + (f'; did you mean {" or ".join(near)}?' if near else f'. `reid_nb {name} --help` shows all options.') + '\n')
     return _scalars({k: v for k, v in vars(args).items() if k not in ('pdb', 'xtra')}, options)
 
-# %% ../nbs/90_cli.ipynb #c14fd849a
+# %% ../nbs/90_cli.ipynb #c07566731
 def main(
     argv=None, # arguments; None: those of the process
 ) -> int: # exit code: 0, 1 for an error, 2 for a command that can't be understood
@@ -485,6 +491,7 @@ def main(
         return 2
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter('default', UserWarning) # notes, also where warnings are errors
             warnings.simplefilter('ignore', FutureWarning) # torch's, about itself
             warnings.showwarning = lambda message, *_: print(f'reid_nb: note: {message}', file=sys.stderr)
             COMMANDS[argv[0]](**_parse(argv[0], argv[1:]))
