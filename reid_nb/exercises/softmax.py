@@ -12,7 +12,7 @@ import numpy as np
 
 from ..course import EXERCISES, Exercise, function_trial
 
-# %% ../../nbs/exercises/05_softmax.ipynb #c4929561d
+# %% ../../nbs/exercises/05_softmax.ipynb #c9f5420ad
 _FIRST_SLIPS = ((math.log2(751), 'That is in bits. Losses use the natural logarithm.'), (math.log10(751), 'That is the logarithm to the base 10. Losses use the natural one.'),
                 (math.log(75), 'That is for the 75 people of the chapter.'),
                 (1 / 751, 'That is the probability of the right class. What does the loss make of it?'), (0., 'A loss of 0 has who is sure, and right.'))
@@ -21,7 +21,7 @@ def _try_first(answer): # the loss of a classifier of 751 people that knows noth
     try: got = float(answer)
     except (TypeError, ValueError): return f'Pass a number, not {answer!r}.'
     if abs(got - math.log(751)) < .01: return None
-    return f'It is not {got:.4g}. {next((o for n, o in _FIRST_SLIPS if abs(got - n) < .005), "Which probability does a network that knows nothing give to each person?")}'
+    return f'It is not {got:.4g}. {next((o for n, o in _FIRST_SLIPS if abs(got - n) < .005 * max(n, .1)), "Which probability does a network that knows nothing give to each person?")}'
 
 # %% ../../nbs/exercises/05_softmax.ipynb #b0ac679b
 def _toy_smoothing(seed): # classes, and the share of the target that is spread over them
