@@ -8,7 +8,7 @@ __all__ = ['SETTINGS', 'RECIPES', 'check_settings', 'add_recipe', 'recipe_settin
            'load_recipe', 'ide', 'triplet_baseline', 'center_2018', 'osnet_softmax', 'osnet_ain_dg', 'bag_of_tricks',
            'agw', 'transreid']
 
-# %% ../../nbs/train/25_recipes.ipynb #c72eaa311
+# %% ../../nbs/train/25_recipes.ipynb #c06b3799e
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from ..retrieve.rerank import k_reciprocal
 from ..retrieve.results import ReidResults
 from .averages import AccumulateCallback, ChunkCallback, EmaCallback, HardIdentityCallback, MixCallback, SwaCallback
 from .callbacks import CameraCallback, CenterLossCallback, MetricLossCallback, ReidEvalCallback, TripletCallback, camera_numbers
+from .distrib import checkpoint_blocks, compile_model, mixed_precision, share_work
 from .finetune import FixBaseCallback
 from .learner import reid_learner
 from .runs import RunFolder
@@ -157,13 +158,13 @@ SETTINGS.update(
     rerank_lambda=(.3, 'share of the distance itself'),
 )
 
-# %% ../../nbs/train/25_recipes.ipynb #cc337467
+# %% ../../nbs/train/25_recipes.ipynb #fa67325c
 SETTINGS.update(
     amp=(None, "mixed precision: 'fp16' or 'bf16'"),
     channels_last=(True, 'memory layout: the same figures, faster'),
     compile=(False, 'by `torch.compile`?'),
     grad_checkpoint=(False, 'compute activations twice instead of keeping them?'),
-    sync_bn=(False, 'batch norm over all processes?'),
+    sync_bn=(True, 'where there are several processes: batch norm over all of them?'),
 )
 
 # %% ../../nbs/train/25_recipes.ipynb #c2ef47498
@@ -356,7 +357,7 @@ def rate_groups(
 
 def _split(model, s): return L(ps for ps, _ in rate_groups(model, s))
 
-# %% ../../nbs/train/25_recipes.ipynb #c3f72ecda
+# %% ../../nbs/train/25_recipes.ipynb #fa98c5fb
 def _given(dls, s, changes): # settings that loaders have settled
     if own := [k for k in changes if k in _DATA]: raise ValueError(f'{", ".join(own)}: the loaders exist already. Pass an item table in their place, or make the loaders with these settings.')
     sampler = getattr(dls.train, 'sampler', None)
@@ -383,7 +384,9 @@ def recipe_learner(
     learn = reid_learner(dls, model, _id_loss(s), _callbacks(s, model) + list(L(cbs)), lr=rates[0] if len(rates) == 1 else rates, seed=s['seed'], channels_last=s['channels_last'], opt_func=opt,
                          **(dict(splitter=partial(_split, s=s)) if len(rates) > 1 else {}))
     learn.settings, learn.made_for = s, dict(n_classes=dls.c, n_cams=n_cams)
-    return learn
+    if s['grad_checkpoint']: checkpoint_blocks(learn.model)
+    if s['compile']: compile_model(learn)
+    return mixed_precision(learn, s['amp'])
 
 # %% ../../nbs/train/25_recipes.ipynb #e0d0da6e
 def _settings_of(learn):
@@ -399,7 +402,7 @@ def show_settings(self:Learner,
     rows = [(k, s[k], v, text) for k, (v, text) in SETTINGS.items() if k in s and not (changed and s[k] == v)]
     return pd.DataFrame(rows, columns=['setting', 'value', 'default', 'meaning'], dtype=object).set_index('setting').rename_axis(s['recipe'])
 
-# %% ../../nbs/train/25_recipes.ipynb #c5958cd3e
+# %% ../../nbs/train/25_recipes.ipynb #c9e646814
 @patch
 def fit_recipe(self:Learner,
     epochs=None, # of the run; None: the recipe's. A cosine ends with them, steps stay where they are
@@ -411,7 +414,7 @@ def fit_recipe(self:Learner,
     cbs = [EpochSchedule(recipe_factor(s)), *L(cbs)]
     other = s['flip_test'] or s['rerank'] # the end is ranked otherwise than epochs are
     if folder is not None: cbs.append(RunFolder(folder, {**{k: v for k, v in s.items() if k not in _FREE}, **self.made_for}, results=not other))
-    self.fit(s['epochs'], self.lr, cbs=cbs)
+    with share_work(self, sync_bn=s['sync_bn']): self.fit(s['epochs'], self.lr, cbs=cbs)
     if folder is not None and other and not rank_distrib(): self.evaluate_recipe(progress=False).save(Path(folder) / 'results.npz')
     return self
 
