@@ -86,7 +86,7 @@ def test_looking_changes_nothing(make):
 @pytest.mark.parametrize('what, value, change', [
     ('one person', .25, dict(one=.25)), ('alone', 1., dict(alone=1.)), ('alone', .2, dict(alone=.2)), ('frozen', 0., dict(graph=False)), ('frozen', 0., dict(grad=0.)), ('frozen', 0., dict(moved=0.)),
     ('collapse', .5, dict(d_pos=.01, d_neg=.01)), ('collapse', .01, dict(spread=.01)), ('dead', .01, dict(active=.01)), ('length', 20., dict(length=100.)), ('rate', .1, dict(loss=4., moved=.1)),
-    ('rate', .1, dict(loss=0., loss0=0., triplet=.5, moved=.1)), ('nan', 3, dict(bad='images', bad_step=3, spread=math.nan, length=math.inf))])
+    ('rate', .1, dict(loss=0., loss0=0., triplet=.7, moved=.1)), ('nan', 3, dict(bad='images', bad_step=3, spread=math.nan, length=math.inf))])
 def test_each_disease_from_its_figures(what, value, change):
     assert diagnose(pd.DataFrame([row()]), n_epoch=4).empty
     seen = diagnose(pd.DataFrame([row(), row(epoch=1, **change)]), n_epoch=4)
@@ -103,6 +103,10 @@ def test_a_plateau_needs_time_and_no_other_cause():
     soft = pd.DataFrame([row(epoch=i, total=50 * (i + 1), triplet=.69) for i in range(4)])
     assert diagnose(soft, None, 100).what.tolist() == ['plateau'] and 'ln 2' in diagnose(soft, None, 100).says[0]
     assert diagnose(soft, math.nan, 100).empty # no triplet loss
+
+
+def test_the_hardest_triplets_of_a_first_batch_are_no_measure():
+    assert diagnose(pd.DataFrame([row(loss=0., loss0=0., triplet=.5, triplet0=.4, moved=.1)])).empty
 
 
 def test_few_active_anchors_are_fine_at_the_end():
