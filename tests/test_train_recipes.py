@@ -232,9 +232,9 @@ EFFECTS = { # setting: (another value, the context in which it counts)
     'fixbase_epoch': (1, {}), 'open_layers': (['fc'], dict(fixbase_epoch=1)), 'clip': (1., {}), 'accumulate': (2, {}), 'chunk': (4, {}), 'schedule': ('cosine', {}), 'step': (7, {}), 'gamma': (.5, {}),
     'end': (.1, dict(schedule='cosine')), 'by': ('iteration', dict(schedule='cosine')), 'warmup_epochs': (3, {}), 'warmup': ('constant', dict(warmup_epochs=3)), 'warmup_start': (.5, dict(warmup_epochs=3)),
     'warmup_by': ('iteration', dict(warmup_epochs=3)), 'epochs': (30, dict(schedule='cosine')), 'ema': (.9, {}), 'swa': (.5, {}), 'seed': (5, SMALL), 'metric': ('cosine', {}), 'protocol': ('all', {}), 'eval_every': (2, {}),
-    'channels_last': (False, {}),
+    'channels_last': (False, {}), 'amp': ('bf16', {}),
 }
-ELSEWHERE = {'variant', 'cache', 'device', 'weights', 'flip_test', 'rerank', 'rerank_k1', 'rerank_k2', 'rerank_lambda', 'amp', 'compile', 'grad_checkpoint', 'sync_bn'} # tests of their own
+ELSEWHERE = {'variant', 'cache', 'device', 'weights', 'flip_test', 'rerank', 'rerank_k1', 'rerank_k2', 'rerank_lambda', 'compile', 'grad_checkpoint', 'sync_bn'} # tests of their own
 
 
 def test_no_setting_is_forgotten(): assert set(KEYS) == set(EFFECTS) | ELSEWHERE and not set(EFFECTS) & ELSEWHERE
@@ -277,6 +277,18 @@ def test_cache(items, tmp_path):
     learn = recipe_learner(items, **tiny(), cache=str(tmp_path))
     quiet(learn, 1)
     assert learn.dls.train.cache is not None and list(tmp_path.glob('*.pixels'))
+
+
+def test_options_of_scale(items, monkeypatch):
+    from contextlib import nullcontext
+    asked = []
+    monkeypatch.setattr(recipes, 'compile_model', asked.append)
+    learn, plain = recipe_learner(items, **SMALL, grad_checkpoint=True, compile=True), recipe_learner(items, **SMALL)
+    assert any('forward' in o.__dict__ for o in learn.model.modules()) and not any('forward' in o.__dict__ for o in plain.model.modules())
+    assert asked.pop() is learn and not asked
+    monkeypatch.setattr(recipes, 'share_work', lambda learn, sync_bn: asked.append(sync_bn) or nullcontext())
+    for o in (True, False): quiet(recipe_learner(items, **tiny(), sync_bn=o), 1)
+    assert asked == [True, False]
 
 
 def test_evaluation_settings(items):
