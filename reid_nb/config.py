@@ -214,7 +214,7 @@ class Settled:
         rows = {k: v for k, v in {**self.settings, **self.run}.items() if every or k in self.origin}
         return pd.DataFrame(dict(value=pd.Series(rows, dtype=object), says=[self.origin.get(k, 'default') for k in rows])).rename_axis('setting')
 
-# %% ../nbs/88_config.ipynb #b47cf13c
+# %% ../nbs/88_config.ipynb #c851d9fcc
 def settle(
     recipe=None,           # a key of `RECIPES`; None: what a file says
     config=None,           # a file of settings
@@ -240,7 +240,7 @@ def settle(
     fn = RECIPES.get(name)
     of_recipe = {**getattr(fn, 'differs', {}), **getattr(fn, 'variants', {}).get(s['variant'], {})}
     run = {k: said.get(k, o.default) for k, o in RUN_OPTIONS.items()}
-    silent = {k for k in (found if torchreid_config else ()) if origin[k] == Path(torchreid_config).name and said.get(k) == options[k].default} # as it would be anyway
+    silent = {k for k, who in origin.items() if who != 'flag' and k in options and said.get(k) == options[k].default == of_recipe.get(k, options[k].default)} # as it would be anyway
     return Settled(s, run, {**dict.fromkeys(of_recipe, f'recipe {name}'), **{k: v for k, v in origin.items() if k not in silent}}, notes)
 
 # %% ../nbs/88_config.ipynb #c5c61e128
