@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core import SPLITS, ReidError, _paths_of, atomic_path, items_stats, rows_of
-from .crops import _bar
+from ..core import ReidError, SPLITS, _paths_of, atomic_path, items_stats, rows_of, with_bar
 from .own import open_image
 
 # %% ../../nbs/data/20_cards.ipynb #c425fb71f
@@ -70,7 +69,7 @@ class Scan:
 def _each(fn, things, workers, progress, size=32): # `fn` of every thing, in their order, by threads
     parts = [things[i:i + size] for i in range(0, len(things), size)]
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        try: return [o for part in _bar(pool.map(lambda p: [fn(o) for o in p], parts), len(parts), progress) for o in part]
+        try: return [o for part in with_bar(pool.map(lambda p: [fn(o) for o in p], parts), len(parts), progress) for o in part]
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 def scan_images(

@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from ..core import ReidError
+from ..core import ReidError, with_bar
 from .catalogue import SPECS
 from .datasets import Spec, _find_home
-from ..download import Archive, _bar, _name, _problem, download
+from ..download import Archive, _name, _problem, download
 
 # %% ../../nbs/data/18_fetch.ipynb #ab0feb2f
 class _Member(NamedTuple):
@@ -81,7 +81,7 @@ def _write(member, path, room): # bytes written, at most `room`
 
 def _unpack_one(file, to, max_bytes, max_files, progress): # write the members of one archive below `to`
     left = limit = 20 * os.path.getsize(file) + 10 ** 9 if max_bytes is None else max_bytes
-    for i, o in enumerate(_bar(*_members(file), progress)):
+    for i, o in enumerate(with_bar(*_members(file), progress)):
         path = Path(to, *_target(o, file))
         if i >= max_files: raise ReidError(f'{file} holds more than {max_files:,} files. Pass `max_files` if that is right.')
         (path if o.kind == 'folder' else path.parent).mkdir(parents=True, exist_ok=True)

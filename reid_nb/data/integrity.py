@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core import ReidError, _persons, rows_of
+from ..core import ReidError, _persons, rows_of, with_bar
 from .cards import Scan, _picture, _save_page, _sections, _short, scan_images
-from .crops import _bar
 
 # %% ../../nbs/data/21_integrity.ipynb #c65013d7f
 def file_problems(
@@ -85,7 +84,7 @@ def fingerprints(
     return np.where(norm > 2 * x.shape[1] ** .5, x / np.maximum(norm, 1e-6), 0).astype(np.float32)
 
 def _close_pairs(x, least, progress, block=1024): # (i, j, products) with i < j, block by block
-    for i in _bar(range(0, len(x), block), -(-len(x) // block), progress):
+    for i in with_bar(range(0, len(x), block), -(-len(x) // block), progress):
         s = x[i:i + block] @ x[i:].T
         a, b = np.nonzero(s >= least)
         a, b = a[b > a], b[b > a]

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core import ReidError, as_items
-from .crops import _bar, _claim, _stamp, _write, crop_name, crop_tracks, read_boxes, select_boxes
+from ..core import ReidError, as_items, with_bar
+from .crops import _claim, _stamp, _write, crop_name, crop_tracks, read_boxes, select_boxes
 from .datasets import _own_items
 from .own import open_image
 
@@ -282,5 +282,5 @@ def items_from_coco(
     names = plan.path.map(lambda o: Path(o).name)
     todo = plan[names.isin(_claim(out, _stamp(files, plan, size, quality), list(names)))]
     frames = _checked_frames({n: files[n] for n in sorted(set(todo.frame))}, sizes)
-    _write(todo, _bar(frames, todo.frame.nunique(), progress), None, size, quality)
+    _write(todo, with_bar(frames, todo.frame.nunique(), progress), None, size, quality)
     return as_items(plan.drop(columns=['left', 'top', 'width', 'height', 'file', 'image', 'frame', 'tid']).assign(dset=dset))
