@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TIME_POOLS', 'TimeMean', 'TimeMax', 'TimeAttention', 'TimeConv', 'make_time_pool', 'ClipModel', 'FramesCallback',
-           'FrameDataLoaders', 'RandomFrames', 'embed_tracklets', 'video_dls', 'video_learner', 'video_softmax',
+           'FrameDataLoaders', 'embed_tracklets', 'video_dls', 'video_model', 'video_learner', 'video_softmax',
            'video_triplet', 'video_xent_2018', 'video_xent_htri_2018', 'video_attention']
 
-# %% ../../nbs/train/27_video.ipynb #c68c9ecb2
+# %% ../../nbs/train/27_video.ipynb #c87d6a1b3
 from copy import deepcopy
 from functools import partial
 
@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import ReidError, check_items, rows_of
+from ..core import ReidError, check_items, rows_of, seed_all
 from ..data.block import ReidDataLoaders
 from ..data.cache import ImageCache
 from ..data.clips import TrackletDataLoaders, clip_dl, clip_rows, frame_rows, mean_by_walk
@@ -159,7 +159,9 @@ class FramesCallback(Callback):
         self.learn.xb = (x.flatten(0, 1)[keep],)
         self.learn.yb = tuple(y.repeat_interleave(x.shape[1], 0)[keep] for y in self.yb)
 
-# %% ../../nbs/train/27_video.ipynb #c39a558a7
+# %% ../../nbs/train/27_video.ipynb #c3dce2592
+def _as_in_2018(rows): return RandomSampler(rows, bs=32)
+
 class FrameDataLoaders(TrackletDataLoaders):
     "Batches of single frames of the training rows, and clips of query + gallery rows"
     @classmethod
@@ -177,13 +179,11 @@ class FrameDataLoaders(TrackletDataLoaders):
         "Make loaders from a table of tracklets"
         items = check_items(items, paths='none')
         rows = pd.concat([frame_rows(rows_of(items, 'train')), rows_of(items, 'query', 'gallery').drop(columns='frames')], ignore_index=True)
-        pictures = ReidDataLoaders.from_items(rows, size, sampler=sampler or RandomFrames, **kwargs)
+        pictures = ReidDataLoaders.from_items(rows, size, sampler=sampler or _as_in_2018, **kwargs)
         clips = TrackletDataLoaders.from_items(items, size, t, sampler=RandomSampler, bs=bs, test_how=test_how, pad=pad, mask=mask, **kwargs)
         dls = cls(pictures.train, clips.valid, path=pictures.path, device=pictures.device)
         dls.items, dls.test_items, dls.size = pictures.items, clips.test_items, tuple(size)
         return dls
-
-def RandomFrames(rows): return RandomSampler(rows, bs=32) # as in 2018
 
 # %% ../../nbs/train/27_video.ipynb #c2cc22916
 def embed_tracklets(
@@ -219,7 +219,7 @@ def evaluate_tracklets(self:Learner,
     kwargs = dict(device=self.dls.device, open=o.open, cache=o.cache) | kwargs
     return rank_items(embed_tracklets(self.model, items, self.dls.size, t, step, **kwargs), items, protocol, metric)
 
-# %% ../../nbs/train/27_video.ipynb #cf30fb36
+# %% ../../nbs/train/27_video.ipynb #e46d022a
 SETTINGS.update({
     'train_on': (None, "video: 'clips' (a feature and a loss for each), 'frames' (of clips, each a picture with the clip's label) or 'pictures' (tracklets taken apart before); None: not a video"),
     'seq_len': (15, 'video: frames of a clip'),
@@ -238,11 +238,18 @@ def video_dls(
     kw = dict(size=tuple(s['size']), t=s['seq_len'], sampler=recipe_sampler(s), bs=s['test_bs'], test_how=s['test_sample'], tfms=recipe_tfms(s),
               num_workers=s['num_workers'], device=s['device'], cache=cache)
     dls = FrameDataLoaders.from_items(items, **kw) if s['train_on'] == 'pictures' else TrackletDataLoaders.from_items(items, how=s['sample'], per=s['per'], **kw)
-    if not len(dls.train): raise ReidError(f'{len(dls.items)} training rows make no batch of bs={s["bs"]}. Pass a smaller `bs`.')
+    if not dls.train.sampler.epoch(0): raise ReidError(f'{len(dls.items)} training rows make no batch of bs={s["bs"]}. Pass a smaller `bs`.')
     return dls
 
-# %% ../../nbs/train/27_video.ipynb #c18422618
+# %% ../../nbs/train/27_video.ipynb #c6a1380a5
 _ABOUT_CLIPS = ('seq_len', 'sample', 'test_sample', 'per') # what loaders that exist already have settled, too
+
+def video_model(
+    s:dict,        # settings
+    n_classes:int, # number of training identities
+) -> ClipModel:
+    "Make the model by settings"
+    return ClipModel(recipe_model(s, n_classes), s['time_pool'])
 
 def _check_video(s): # or say what doesn't fit
     known = ('clips', 'frames', 'pictures')
@@ -254,16 +261,17 @@ def video_learner(
     data,        # item table with `frames`, or `TrackletDataLoaders`
     recipe,      # a key of `RECIPES` whose `train_on` is set
     cbs=None,    # further callbacks
-    **settings,  # keywords of `SETTINGS`
+    **settings,  # keywords of `SETTINGS`; `model` may be a network for pictures, too
 ) -> Learner: # with `settings`, as `recipe_learner` makes it; raises `ValueError` for those that don't fit
     "Put a Learner for tracklets together from settings"
-    s = recipe_settings(recipe, **settings)
+    own = settings.get('model') if isinstance(settings.get('model'), nn.Module) else None
+    s = recipe_settings(recipe, **{**settings, **({} if own is None else dict(model=type(own).__name__))})
     _check_video(s)
     made = isinstance(data, TrackletDataLoaders)
-    if made and (own := [k for k in settings if k in (*_DATA, *_ABOUT_CLIPS)]): raise ValueError(f'{", ".join(own)}: the loaders exist already. Pass an item table in their place, or make the loaders with these settings.')
+    if made and (late := [k for k in settings if k in (*_DATA, *_ABOUT_CLIPS)]): raise ValueError(f'{", ".join(late)}: the loaders exist already. Pass an item table in their place, or make the loaders with these settings.')
     dls = data if made else video_dls(data, s)
-    if s['seed'] is not None: torch.manual_seed(s['seed'])
-    model = ClipModel(recipe_model(s, dls.c), s['time_pool'])
+    if s['seed'] is not None: seed_all(s['seed'])
+    model = video_model(s, dls.c) if own is None else ClipModel(own, s['time_pool'])
     more = {k: v for k, v in settings.items() if k not in _DATA and k != 'model'}
     learn = recipe_learner(dls, recipe, cbs=[*([FramesCallback()] if s['train_on'] == 'frames' else []), *(cbs or [])], model=model, **more)
     learn.settings = {**learn.settings, **dict.fromkeys(_ABOUT_CLIPS), 'model': s['model']} if made else s
