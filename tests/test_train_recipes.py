@@ -11,6 +11,7 @@ from fastai.vision.core import TensorImage
 from torch import nn
 
 import reid_nb.train.recipes as recipes
+import reid_nb.train.settings as settings
 from reid_nb.core import ReidError
 from reid_nb.data.block import ReidDataLoaders
 from reid_nb.data.synth import synth_people
@@ -19,7 +20,7 @@ from reid_nb.models.layers import ReidModel
 from reid_nb.train.recipes import RECIPES, SETTINGS, add_recipe, load_recipe, recipe_factor, recipe_learner, recipe_settings
 
 OURS = ('ide', 'triplet_baseline', 'center_2018', 'osnet_softmax', 'osnet_ain_dg', 'bag_of_tricks', 'agw', 'transreid')
-KEYS = re.findall(r'^    (\w+)=\(', inspect.getsource(recipes), re.M) # other modules add settings of their own
+KEYS = re.findall(r'^    (\w+)=\(', inspect.getsource(settings), re.M) # other modules add settings of their own
 SMALL = dict(model='osnet_x0_25', weights=None, size=(32, 16), bs=8, seed=0, device='cpu')
 BODY = dict(SMALL, model='timm/resnet10t', size=(64, 32))
 VIT = dict(BODY, model='transreid_vit_tiny')
@@ -117,9 +118,9 @@ def test_the_ladder_adds_one_trick_at_a_time(): # Table 1 of Luo et al.
 def test_published_networks(monkeypatch): # what is built where nothing is made smaller; without downloading
     asked = []
     def fake(name, n_classes, **kw): asked.append((name, kw)); return nn.Linear(1, 1)
-    monkeypatch.setattr(recipes, 'create_model', fake)
-    monkeypatch.setitem(recipes.VITS, 'transreid_vit_base', lambda n, **kw: fake('vit', n, **kw))
-    for o in ('ide', 'bag_of_tricks', 'agw', 'transreid'): recipes.recipe_model(recipe_settings(o), 751, 6)
+    monkeypatch.setattr(settings, 'create_model', fake)
+    monkeypatch.setitem(settings.VITS, 'transreid_vit_base', lambda n, **kw: fake('vit', n, **kw))
+    for o in ('ide', 'bag_of_tricks', 'agw', 'transreid'): settings.recipe_model(recipe_settings(o), 751, 6)
     both = dict(weights='imagenet', size=(256, 128))
     assert asked[0] == ('resnet50_2018', both)
     assert asked[1] == ('timm/resnet50.tv_in1k', dict(both, pool='avg', neck='bnneck', after_neck=True, last_stride=1))
@@ -181,7 +182,7 @@ def test_unknown_recipe_and_variant():
 
 def test_other_learners_have_no_settings(items):
     from reid_nb.train.learner import reid_learner
-    learn = reid_learner(recipes.recipe_dls(items, recipe_settings(**SMALL)), 'osnet_x0_25')
+    learn = reid_learner(settings.recipe_dls(items, recipe_settings(**SMALL)), 'osnet_x0_25')
     for o in (learn.show_settings, learn.fit_recipe, learn.evaluate_recipe):
         with pytest.raises(ReidError, match='not made by a recipe'): o()
 
@@ -351,16 +352,16 @@ def test_cameras_reach_the_model(items):
     with pytest.raises(ReidError, match='no training row has one'): RECIPES['transreid'](items.assign(cam=None), **VIT)
 
 
-@pytest.mark.parametrize('sampler', [*recipes._PEOPLE, *recipes._OTHERS])
+@pytest.mark.parametrize('sampler', [*settings._PEOPLE, *settings._OTHERS])
 def test_samplers(items, sampler):
-    dls = recipes.recipe_dls(items, recipe_settings(**SMALL, sampler=sampler, k=2))
+    dls = settings.recipe_dls(items, recipe_settings(**SMALL, sampler=sampler, k=2))
     x, y = dls.one_batch()
     assert len(x) == 8
-    if sampler in recipes._PEOPLE: assert sorted(y.unique(return_counts=True)[1].tolist()) == [2] * 4
+    if sampler in settings._PEOPLE: assert sorted(y.unique(return_counts=True)[1].tolist()) == [2] * 4
 
 
 def test_noise_covers_pixels_one_by_one():
-    erase = next(o for o in recipes.recipe_tfms(recipe_settings(erase=1., erase_fill='noise')) if isinstance(o, recipes.RandomErase))
+    erase = next(o for o in settings.recipe_tfms(recipe_settings(erase=1., erase_fill='noise')) if isinstance(o, settings.RandomErase))
     torch.manual_seed(0)
     out = erase.encodes(TensorImage(torch.full((8, 3, 32, 16), 9.)))
     covered = out[out != 9.]
