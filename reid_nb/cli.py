@@ -173,12 +173,13 @@ def train(
         if s['rerank']: results[f'{k}, re-ranked'] = _rerank(results[k], k1=s['rerank_k1'], k2=s['rerank_k2'], lambda_value=s['rerank_lambda'])
     _report(out, results, table, run['pictures'], run['topk'])
 
-# %% ../nbs/90_cli.ipynb #c99a97aca
-def _save(learn, out): # model.pth for `load_run`, where the network is made by its name alone; `load_recipe` reads every run
-    from reid_nb.train.learner import save_run
-    own = 'pool neck after_neck last_stride ibn non_local mixstyle stride jigsaw cam_scale drop_path train_on'.split()
-    if any(learn.settings.get(k) for k in own): return
-    learn.arch = learn.settings['model']
+# %% ../nbs/90_cli.ipynb #afb28712
+def _save(learn, out): # model.pth for `load_run`, where the network is made by its name alone; `load_recipe` reads the others
+    from reid_nb.train.learner import make_model, save_run
+    s = learn.settings
+    if any(s.get(k) for k in 'pool neck after_neck last_stride ibn non_local mixstyle stride jigsaw cam_scale drop_path train_on'.split()): return
+    if make_model(s['model'], learn.dls.c, learn.dls.size).state_dict().keys() != learn.model.state_dict().keys(): return # several students
+    learn.arch = s['model']
     save_run(learn, out)
 
 def _slug(name): return ''.join(o if o.isalnum() else '_' for o in name)
@@ -204,7 +205,7 @@ def _report(out, results, table, pictures=0, topk=10, focus=0): # files of a run
     if pictures: save_ranks(res, out / 'ranks', k=topk, n=None if pictures < 0 else pictures, progress=False)
     _say('', table_of_all)
 
-# %% ../nbs/90_cli.ipynb #c3bab0798
+# %% ../nbs/90_cli.ipynb #c6850e096
 def _model_of(weights, model, size, best=False): # (network in evaluation, (h,w), settings of its run or {}) of a folder or a checkpoint
     from reid_nb.models.zoo import load_weights
     from reid_nb.train.learner import load_run, make_model
@@ -216,7 +217,9 @@ def _model_of(weights, model, size, best=False): # (network in evaluation, (h,w)
     if best and not (source / 'best.pth').exists(): raise FileNotFoundError(f'{source} has no best.pth: no epoch of that run was ranked. Leave --best out.')
     if not best and (source / 'run.json').exists(): return *load_run(source), {}
     if not (source / 'last.pth').exists(): raise ReidError(f'{source} holds no run: neither run.json nor last.pth. Pass a folder that `reid_nb train` wrote, or a checkpoint file.')
-    net, s = load_recipe(source, best)
+    try: net, s = load_recipe(source, best)
+    except RuntimeError as e: raise ReidError(f'The network of {source} is more than one that `create_model` makes, as in recipes for tracklets and for several students. Evaluate it in a notebook: make the learner '
+                                              'again by its recipe, and `fit_recipe(folder=…)` reads it from there.') from e
     return net, tuple(s['size']), s
 
 # %% ../nbs/90_cli.ipynb #a89bd2cb
