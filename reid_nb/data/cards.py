@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core import ReidError, SPLITS, _paths_of, atomic_path, items_stats, rows_of, with_bar
+from ..core import SPLITS, ReidError, _paths_of, atomic_path, items_stats, rows_of, with_bar
 from .own import open_image
 
 # %% ../../nbs/data/20_cards.ipynb #c425fb71f

@@ -175,7 +175,7 @@ class SampledDL(TfmdDL):
         if plain: return super().new(dataset, cls or TfmdDL, **kwargs)
         return super().new(dataset, cls, **{'sampler': self.sampler, **kwargs})
 
-# %% ../../nbs/data/30_samplers.ipynb #c6af0d6a2
+# %% ../../nbs/data/30_samplers.ipynb #c97db33f6
 def _ahead(rng): # the number that `get_idxs` will draw after fastai's `randomize`
     copy = random.Random()
     copy.setstate(rng.getstate())
@@ -185,7 +185,7 @@ def _ahead(rng): # the number that `get_idxs` will draw after fastai's `randomiz
 def _batches(self:SampledDL, entropy, start=0): # what an epoch holds for this process
     if not self.n: return []
     out, world = self.sampler.epoch(entropy), max(num_distrib(), 1)
-    if self.sampler.world == 1 and len(out[-1]) == self.bs: out = out[:len(out) // world * world] # fastai cuts an epoch into `world` equal pieces: at batches, then
+    if out and self.sampler.world == 1 and len(out[-1]) == self.bs: out = out[:len(out) // world * world] # fastai cuts an epoch into `world` equal pieces: at batches, then
     return out[start:]
 
 @patch

@@ -27,7 +27,7 @@ from ..losses import CenterLoss, batch_hard, triplet_loss, triplet_stats
 from .checkpoint import CheckpointCallback
 from .embed import embed_dl, rank_items
 
-# %% ../../nbs/train/15_callbacks.ipynb #fdb1a262
+# %% ../../nbs/train/15_callbacks.ipynb #c835c55c2
 class ReidColumns(Callback):
     "Append columns to the training table"
     order, columns, in_training = 51, (), True # names of the columns; are they known when training ends, or after validation?
@@ -36,7 +36,8 @@ class ReidColumns(Callback):
         if not hasattr(self, 'recorder'): return
         names = list(self.recorder.metric_names)
         end = len(names) - bool(self.recorder.add_time)
-        at = next((i for i, o in enumerate(names) if o.startswith('valid_')), end) if self.in_training else end
+        tested = {c for o in self.learn.cbs if isinstance(o, ReidColumns) and not o.in_training for c in o.columns}
+        at = next((i for i, o in enumerate(names) if o.startswith('valid_') or o in tested), end) if self.in_training else end
         self.recorder.metric_names = L(names[:at] + list(self.columns) + names[at:])
 
     def log(self, values): # one value for each column; nan where it was not measured

@@ -20,7 +20,7 @@ from ..data.block import image_dl, open_image
 from ..models.fast import FastModel, InParts, fast_model
 from ..retrieve.results import ReidResults
 
-# %% ../../nbs/train/10_embed.ipynb #c310f8210
+# %% ../../nbs/train/10_embed.ipynb #c694acb82
 def features_of(
     run,             # (n,3,h,w) to (n,d): a model in evaluation, `InParts` of it, a `FastModel`
     batches,         # image tensors (n,3,h,w), or tuples of one and the model's further inputs, such as cameras (n,)
@@ -53,20 +53,21 @@ def _device(model): return model.device if isinstance(model, FastModel) else nex
 
 def _with_cams(batches, cams, device): # (images, cameras), batch after batch
     start, cams = 0, torch.as_tensor(cams, device=device)
-    for x in batches:
-        yield x, cams[start:start + len(x)]
+    for x, *more in batches:
+        yield x, *more, cams[start:start + len(x)]
         start += len(x)
 
 def embed_dl(
     model,              # returns features (n,d) in evaluation: a module, or a `FastModel` of one
-    dl,                 # batches whose first element is an image tensor (n,3,h,w)
+    dl,                 # batches whose first element is an image tensor (n,3,h,w); its further inputs, such as masks of clips, are the model's, too
     flip:bool=False,    # average with the mirror image's feature? costs twice the time
     progress:bool=True, # show a bar?
     cams=None,          # (rows,) numbers of the cameras, -1 where unknown, for a model that takes them
 ) -> np.ndarray: # (rows, d) float32, in the order of `dl`; raises `ReidError` where the model returns no feature
     "Compute the features of all images of `dl`; the model is left in the mode it was in"
     device, run = _device(model), model if isinstance(model, FastModel) else InParts(model)
-    batches = (to_device(o, device)[0].as_subclass(torch.Tensor) for o in (progress_bar(dl, leave=False) if progress else dl))
+    inputs = (to_device(tuple(o), device)[:getattr(dl, 'n_inp', 1)] for o in (progress_bar(dl, leave=False) if progress else dl))
+    batches = (tuple(o.as_subclass(torch.Tensor) for o in xb) for xb in inputs)
     if cams is not None: batches = _with_cams(batches, cams, device)
     with evaluating(model): feats = list(features_of(run, batches, flip))
     if not feats: raise ReidError('The loader has no images, so there are no features.')

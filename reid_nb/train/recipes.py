@@ -6,7 +6,7 @@
 __all__ = ['recipe_learner', 'recipe_factor', 'load_recipe', 'ide', 'triplet_baseline', 'center_2018', 'osnet_softmax',
            'osnet_ain_dg', 'bag_of_tricks', 'agw', 'transreid']
 
-# %% ../../nbs/train/25_recipes.ipynb #c956a1974
+# %% ../../nbs/train/25_recipes.ipynb #c53beea52
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,10 +28,10 @@ from .distrib import checkpoint_blocks, compile_model, mixed_precision, share_wo
 from .learner import reid_learner
 from .runs import RunFolder
 from .schedule import EpochSchedule, make_optimizer, step_factor
-from .settings import _DATA, _FREE, RECIPES, SETTINGS, _callbacks, _check, _id_loss, _split, add_recipe, rate_groups, recipe_dls, recipe_model, recipe_settings
+from .settings import _BASE, _DATA, _FREE, RECIPES, SETTINGS, _callbacks, _check, _id_loss, _split, add_recipe, rate_groups, recipe_dls, recipe_model, recipe_settings
 from .settings import _ALSO, _MINING, check_settings, recipe_sampler, recipe_tfms # TEMP
 
-# %% ../../nbs/train/25_recipes.ipynb #fa98c5fb
+# %% ../../nbs/train/25_recipes.ipynb #c9e612ee
 def _given(dls, s, changes): # settings that loaders have settled
     if own := [k for k in changes if k in _DATA]: raise ValueError(f'{", ".join(own)}: the loaders exist already. Pass an item table in their place, or make the loaders with these settings.')
     sampler = getattr(dls.train, 'sampler', None)
@@ -47,6 +47,7 @@ def recipe_learner(
     own = settings['model'] if isinstance(settings.get('model'), nn.Module) else None
     s = recipe_settings(recipe, **{**settings, **({'model': type(own).__name__} if own is not None else {})})
     _check(s)
+    if own is None and (odd := [k for k in settings if k not in _BASE]): raise ValueError(f'{", ".join(odd)}: this recipe would ignore what is a setting of others. Leave it out, or take a recipe that has it.')
     if made := isinstance(data, ReidDataLoaders): s = _given(data, s, settings)
     dls = data if made else recipe_dls(data, s)
     if s['seed'] is not None: seed_all(s['seed'])
@@ -111,7 +112,7 @@ def evaluate_recipe(self:Learner,
     dist = k_reciprocal(res.q_feat, res.g_feat, s['rerank_k1'], s['rerank_k2'], s['rerank_lambda'], s['metric'])
     return ReidResults.from_dist(dist, res.query, res.gallery, s['protocol'], f"re-ranked {s['metric']}")
 
-# %% ../../nbs/train/25_recipes.ipynb #ba405104
+# %% ../../nbs/train/25_recipes.ipynb #c979b84e2
 def load_recipe(
     folder,           # of a run by `fit_recipe`
     best:bool=False,  # the weights of the best epoch? otherwise the last
@@ -121,7 +122,8 @@ def load_recipe(
     try:
         state = torch.load(folder / 'last.pth', map_location='cpu', weights_only=True)
         s, weights = state['run'], torch.load(folder / 'best.pth', map_location='cpu', weights_only=True) if best else state['model']
-        model = recipe_model({**s, 'weights': None}, s['n_classes'], s['n_cams'])
+        make = getattr(RECIPES.get(s['recipe']), 'make_model', None) or recipe_model
+        model = make({**s, 'weights': None}, s['n_classes'], s['n_cams'])
     except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError) as e: raise ReidError(f'{folder} holds no run of a recipe ({type(e).__name__}: {str(e)[:80]}). Pass the `folder` of `fit_recipe`.') from e
     model.load_state_dict(weights)
     return model.eval(), s

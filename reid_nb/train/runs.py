@@ -54,7 +54,7 @@ def environment(
     return dict(python=platform.python_version(), **{o: v for o in _PACKAGES if (v := _version(o))}, commit=commit, uncommitted=bool(_git('status', '--porcelain')) if commit else None,
                 system=platform.platform(), cores=os.cpu_count(), threads=torch.get_num_threads(), device=str(device) if device is not None else None, gpu=gpu, cuda=torch.version.cuda)
 
-# %% ../../nbs/train/35_runs.ipynb #c6e7f3f56
+# %% ../../nbs/train/35_runs.ipynb #ab9a944b
 def _write_json(o, path):
     with atomic_path(path) as p: p.write_text(json.dumps(o, indent=1, default=str))
 
@@ -84,7 +84,7 @@ class RunFolder(CheckpointCallback):
         if changed := {k: v for k, v in env.items() if was and was.get(k) != v}: was['resumed'] = [*was.get('resumed', []), dict(epoch=len(self.done), **changed)]
         _write_json(was or env, self.folder / 'env.json')
         model = self.learn.__dict__.get('arch') or type(self.learn.model).__name__
-        _write_json(dict(self._facts(), model=model, size=getattr(self.dls, 'size', None), callbacks=sorted(o.name for o in self._others())), self.folder / 'settings.json')
+        _write_json({**dict(model=model, size=getattr(self.dls, 'size', None), callbacks=sorted(o.name for o in self._others())), **self._facts()}, self.folder / 'settings.json')
         if self.done and (log := self.folder / 'log.csv').exists(): self.rows = _read_log(log).iloc[:len(self.done)].to_dict('records')
 
 # %% ../../nbs/train/35_runs.ipynb #b70cdb6e

@@ -155,13 +155,15 @@ SETTINGS.update(
     sync_bn=(True, 'where there are several processes: batch norm over all of them?'),
 )
 
-# %% ../../nbs/train/24_settings.ipynb #c2ef47498
+# %% ../../nbs/train/24_settings.ipynb #c573739a2
 _DATA = ('size', 'sampler', 'bs', 'k', 'n_domains', 'flip', 'translate', 'pad', 'patch', 'jitter', 'pca', 'gray', 'erase', 'erase_area', 'erase_fill', 'mean', 'std',
          'test_bs', 'num_workers', 'cache', 'device') # what loaders that exist already have settled
+_BASE = tuple(SETTINGS) # what `recipe_learner` itself understands; other modules add theirs
 _FREE = ('num_workers', 'cache', 'device', 'test_bs', 'eval_every', 'flip_test', 'rerank', 'rerank_k1', 'rerank_k2', 'rerank_lambda') # a run may go on with others
 _ALSO = dict(p='bs', batch_size='bs', num_instances='k', arch='model', pretrained='weights', weight_t='triplet', weight_x='id_weight', optim='opt', weight_decay='wd', max_epoch='epochs',
              n_epoch='epochs', lr_scheduler='schedule', stepsize='step', dist_metric='metric', height='size', width='size', workers='num_workers', weight_cent='center', lr_cent='center_lr',
-             random_erase='erase', color_jitter='jitter', random_crop='translate', label_smooth='label_smoothing') # what others call them
+             random_erase='erase', color_jitter='jitter', random_crop='translate', label_smooth='label_smoothing',
+             sample_method='sample', pooling_method='time_pool') # what others call them
 
 def check_settings(
     settings, # keywords
@@ -172,17 +174,18 @@ def check_settings(
         near = [_ALSO[k]] if k in _ALSO else get_close_matches(k, SETTINGS, 3, .6)
         raise ValueError(f'There is no setting {k!r}' + (f'; did you mean {" or ".join(map(repr, near))}?' if near else '.') + ' `SETTINGS` lists them all.')
 
-# %% ../../nbs/train/24_settings.ipynb #c5e9093e8
+# %% ../../nbs/train/24_settings.ipynb #ada48e8a
 RECIPES = {} # name: function of (data, **changes) that returns a Learner
 
 def add_recipe(
     differs:dict,  # settings that differ from the defaults
     variants=None, # {name: settings that differ further}; the first is the usual one
+    make_model=None, # what makes its network of (settings, n_classes, n_cams); None: `recipe_model`
 ): # a decorator for a function of (data, **changes)
     "Put a function among the recipes"
     check_settings([*differs, *(k for o in (variants or {}).values() for k in o)])
     def add(fn):
-        fn.differs, fn.variants = differs, variants or {}
+        fn.differs, fn.variants, fn.make_model = differs, variants or {}, make_model
         RECIPES[fn.__name__] = fn
         return fn
     return add

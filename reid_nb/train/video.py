@@ -241,12 +241,13 @@ def video_dls(
     if not dls.train.sampler.epoch(0): raise ReidError(f'{len(dls.items)} training rows make no batch of bs={s["bs"]}. Pass a smaller `bs`.')
     return dls
 
-# %% ../../nbs/train/27_video.ipynb #c6a1380a5
+# %% ../../nbs/train/27_video.ipynb #c442b11ff
 _ABOUT_CLIPS = ('seq_len', 'sample', 'test_sample', 'per') # what loaders that exist already have settled, too
 
 def video_model(
     s:dict,        # settings
     n_classes:int, # number of training identities
+    n_cams:int=0,  # not used: clips carry no cameras
 ) -> ClipModel:
     "Make the model by settings"
     return ClipModel(recipe_model(s, n_classes), s['time_pool'])
@@ -277,10 +278,10 @@ def video_learner(
     learn.settings = {**learn.settings, **dict.fromkeys(_ABOUT_CLIPS), 'model': s['model']} if made else s
     return learn
 
-# %% ../../nbs/train/27_video.ipynb #a5f1bac7
+# %% ../../nbs/train/27_video.ipynb #dcda0c1d
 _TORCHREID = dict(train_on='frames', seq_len=15, sample='evenly', per='frame', bs=8, test_bs=3)
 
-@add_recipe(_TORCHREID)
+@add_recipe(_TORCHREID, make_model=video_model)
 def video_softmax(
     data,      # item table with `frames`, or `TrackletDataLoaders`
     **changes, # keywords of `SETTINGS`
@@ -288,7 +289,7 @@ def video_softmax(
     "Cross-entropy on the frames of clips (Torchreid's `VideoSoftmaxEngine`)"
     return video_learner(data, 'video_softmax', **changes)
 
-@add_recipe({**_TORCHREID, 'sampler': 'identity', 'triplet': .7})
+@add_recipe({**_TORCHREID, 'sampler': 'identity', 'triplet': .7}, make_model=video_model)
 def video_triplet(
     data,      # item table with `frames`, or `TrackletDataLoaders`
     **changes, # keywords of `SETTINGS`
@@ -296,10 +297,10 @@ def video_triplet(
     "Cross-entropy and batch-hard triplets on the frames of clips (Torchreid's `VideoTripletEngine`)"
     return video_learner(data, 'video_triplet', **changes)
 
-# %% ../../nbs/train/27_video.ipynb #c8aaa8670
+# %% ../../nbs/train/27_video.ipynb #d9f13f5d
 _VIDEO_2018 = dict(model='resnet50_2018', translate=.5, train_on='pictures', test_bs=5)
 
-@add_recipe({**_VIDEO_2018, 'epochs': 15, 'step': 5})
+@add_recipe({**_VIDEO_2018, 'epochs': 15, 'step': 5}, make_model=video_model)
 def video_xent_2018(
     data,      # item table with `frames`, or `FrameDataLoaders`
     **changes, # keywords of `SETTINGS`
@@ -307,7 +308,7 @@ def video_xent_2018(
     "Cross-entropy on single frames, as of 2018 (`train_vid_model_xent.py`)"
     return video_learner(data, 'video_xent_2018', **changes)
 
-@add_recipe({**_VIDEO_2018, 'epochs': 500, 'step': 200, 'sampler': 'identity_2018', 'triplet': 1.})
+@add_recipe({**_VIDEO_2018, 'epochs': 500, 'step': 200, 'sampler': 'identity_2018', 'triplet': 1.}, make_model=video_model)
 def video_xent_htri_2018(
     data,      # item table with `frames`, or `FrameDataLoaders`
     **changes, # keywords of `SETTINGS`
@@ -315,9 +316,9 @@ def video_xent_htri_2018(
     "Cross-entropy and batch-hard triplets on single frames, as of 2018 (`train_vid_model_xent_htri.py`)"
     return video_learner(data, 'video_xent_htri_2018', **changes)
 
-# %% ../../nbs/train/27_video.ipynb #c84137338
+# %% ../../nbs/train/27_video.ipynb #e2e255f3
 @add_recipe(dict(model='resnet50_2018', size=[224, 112], translate=.5, per='frame', train_on='clips', seq_len=4, sample='dense', time_pool='attention_3', sampler='identity_2018', triplet=1.,
-                 epochs=800, step=200), {'attention': {}, 'pooling': dict(time_pool='avg')})
+                 epochs=800, step=200), {'attention': {}, 'pooling': dict(time_pool='avg')}, make_model=video_model)
 def video_attention(
     data,      # item table with `frames`, or `TrackletDataLoaders`
     **changes, # keywords of `SETTINGS`; `variant` is 'attention' or 'pooling', the mean over time
