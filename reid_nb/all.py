@@ -13,12 +13,15 @@ with warnings.catch_warnings(): # torch warns about itself when fastai is import
     from fastai.callback.all import CSVLogger, EarlyStoppingCallback, SaveModelCallback
     from fastai.learner import Learner, load_learner
 
-# %% ../nbs/95_all.ipynb #eac2cc9e
+# %% ../nbs/95_all.ipynb #c6f592ea5
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .beyond.attributes import attributes
+from .beyond.mutual import dml
+from .beyond.search_arch import search_arch
 from .core import ReidError, as_items, check_items, items_stats, make_items, rows_of, seed_all
 from .course import check, hint, slider
 from .data.augment import ColorJitter, PadCrop, PCAColor, RandomErase, RandomFlip, RandomGray, RandomTranslate, reid_tfms
@@ -40,7 +43,7 @@ from .data.samplers import (CameraPKSampler, HardPKSampler, PKDataLoader, PKSamp
     RandomIdentitySampler, SampledDL)
 from .data.synth import synth_clip, synth_people
 from .data.targets import TargetCallback
-from .exercises import angles as _angles, osnet as _osnet, parts as _parts, vit as _vit # their chapters' exercises
+from .exercises import angles as _e08, center as _e07, osnet as _e11, parts as _e12, softmax as _e05, tricks as _e09, triplets as _e06, vit as _e13 # their chapters' exercises
 from .losses import CenterLoss, IdLoss, TripletLoss
 from .margins import CircleLoss, FocalLoss, MarginLoss, OIMLoss, RingLoss, use_cosine_head
 from .models.blocks import add_mixstyle, add_nonlocal, to_ibn
@@ -71,14 +74,19 @@ from .show.plots import plot_cmc, plot_distances, save_ranks, show_ranks
 from .show.report import save_report
 from .show.widgets import RankBrowser
 from .train.averages import AccumulateCallback, ChunkCallback, EmaCallback, HardIdentityCallback, SwaCallback
-from .train.callbacks import CenterLossCallback, MetricLossCallback, ReidEvalCallback, SeedCallback, TripletCallback
+from .train.callbacks import CameraCallback, CenterLossCallback, MetricLossCallback, ReidEvalCallback, SeedCallback, TripletCallback
 from .train.checkpoint import CheckpointCallback, explain_memory, pick_device
+from .train.diagnose import DiagnoseCallback, DistanceHistogramCallback, plot_distance_epochs
+from .train.distrib import launch, mixed_precision, share_work
 from .train.embed import color_histograms, embed_items, evaluate_model, rank_items
 from .train.extract import FeatureExtractor
 from .train.finetune import FixBaseCallback, UnfreezeCallback
 from .train.learner import load_run, reid_learner, save_run
+from .train.recipes import RECIPES, agw, bag_of_tricks, center_2018, ide, load_recipe, osnet_ain_dg, osnet_softmax, recipe_learner, transreid, triplet_baseline
 from .train.runs import RunFolder, plot_curves, runs_table, sweep
 from .train.schedule import EpochSchedule, make_optimizer, step_factor
+from .train.settings import SETTINGS, recipe_settings
+from .train.video import ClipModel, FrameDataLoaders, FramesCallback, video_softmax, video_triplet
 from .triplets import BatchAllTripletLoss, ContrastiveLoss, NPairsLoss, SemiHardTripletLoss, WeightedTripletLoss
 
 __all__ = [o for o in dir() if not o.startswith('_') and o != 'warnings']
