@@ -7,7 +7,7 @@ __all__ = ['joined', 'launch', 'SharedSampler', 'gather_rows', 'average_', 'same
            'rank_shared', 'DistribCallback', 'share_work', 'MixedPrecisionCallback', 'mixed_precision', 'channels_last',
            'compile_model', 'checkpoint_blocks']
 
-# %% ../../nbs/train/30_distrib.ipynb #f840624c
+# %% ../../nbs/train/30_distrib.ipynb #c8f6f7c00
 import os
 import socket
 import subprocess
@@ -19,6 +19,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import torch
@@ -63,9 +64,8 @@ def joined(
     finally:
         if begin: dist.destroy_process_group()
 
-# %% ../../nbs/train/30_distrib.ipynb #c6f63d07c
+# %% ../../nbs/train/30_distrib.ipynb #c00851efe
 def _child(folder): # what a process of `launch` runs
-    import cloudpickle
     f, args, kwargs = cloudpickle.loads((Path(folder) / 'call').read_bytes())
     with joined(): out = f(*args, **kwargs)
     if not rank_distrib(): (Path(folder) / 'out').write_bytes(cloudpickle.dumps(out))
@@ -82,7 +82,7 @@ def _all_end(runs, folder): # wait; when one fails, end the others and say why
     said = (folder / f'err{bad}').read_text(errors='replace').strip()
     raise RuntimeError(f'Process {bad} of {len(runs)} failed, and the others were ended:\n{said[-3000:]}')
 
-# %% ../../nbs/train/30_distrib.ipynb #c35b13e54
+# %% ../../nbs/train/30_distrib.ipynb #c54bf4a6f
 def launch(
     f,               # function; it and what it names are copied to the processes
     *args,           # of `f`
@@ -91,7 +91,6 @@ def launch(
     **kwargs,        # of `f`
 ): # what `f` returns in process 0; raises RuntimeError with the words of a process that fails
     "Call `f` in `n` new processes that have joined"
-    import cloudpickle
     threads = threads or max(1, (os.cpu_count() or 1) // n)
     env = {**os.environ, 'WORLD_SIZE': str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(_free_port()), 'OMP_NUM_THREADS': str(threads),
            'PYTHONPATH': os.pathsep.join(o or os.getcwd() for o in sys.path)}
