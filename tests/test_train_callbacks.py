@@ -9,7 +9,7 @@ from reid_nb.data.block import ReidDataLoaders
 from reid_nb.data.synth import synth_people
 from reid_nb.losses import CenterLoss, IdLoss
 from reid_nb.train.averages import AccumulateCallback, EmaCallback
-from reid_nb.train.callbacks import CameraCallback, CenterLossCallback, CheckpointCallback, ReidEvalCallback, SeedCallback, cams_of
+from reid_nb.train.callbacks import CameraCallback, CenterLossCallback, CheckpointCallback, ReidColumns, ReidEvalCallback, SeedCallback, cams_of
 from reid_nb.train.embed import embed_dl
 from reid_nb.train.learner import reid_learner
 from reid_nb.train.runs import BoardCallback, RunFolder, runs_table
@@ -125,3 +125,12 @@ def test_a_finished_run_that_is_started_again_ends_with_its_average(items, tmp_p
         return learn.model.state_dict()
     a, b = run(), run()
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_column_of_training_stands_over_its_own_values_whatever_its_order(items):
+    class Late(ReidColumns):
+        order, columns = 70, ('late',)
+        def after_train(self): self.log([.5])
+    learn = fit(learner(loaders(items), ReidEvalCallback(), Late()), 1, 1e-3)
+    row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert row['late'] == .5 and row['mAP'] == pytest.approx(learn.evaluate(progress=False).metrics['mAP'], abs=1e-6)

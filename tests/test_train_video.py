@@ -137,6 +137,9 @@ def test_it_learns_with_all_losses_and_masks(walks):
     with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-2)
     assert np.isfinite(learn.recorder.values[-1]).all()
     assert all((v != before[k]).any() for k, v in learn.model.named_parameters() if k != 'pool.score.bias')
+    assert learn.evaluate(progress=False).metrics['mAP'] == pytest.approx(learn.recorder.values[-1][-2], abs=1e-6) # with masks, as in training
+    x, mask = next(iter(dls.valid))
+    assert not mask.all() and np.allclose(learn.embed(progress=False)[:len(x)], learn.model.eval()(x, mask).detach(), atol=1e-5)
 
 
 class See(Callback):
