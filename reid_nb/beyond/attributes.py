@@ -8,7 +8,7 @@ __all__ = ['attribute_words', 'attribute_targets', 'read_duke_attributes', 'add_
            'picture_scores', 'AttributeResults', 'AttributeEvalCallback', 'attribute_learner', 'FixNetCallback',
            'attribute_dls', 'attribute_model', 'attributes']
 
-# %% ../../nbs/beyond/15_attributes.ipynb #c965451cb
+# %% ../../nbs/beyond/15_attributes.ipynb #f6d3ee9c
 from difflib import get_close_matches
 
 import matplotlib.pyplot as plt
@@ -38,8 +38,8 @@ from ..models.osnet import OSNet
 from ..models.zoo import create_model, load_weights
 from ..train.callbacks import ReidColumns, SeedCallback
 from ..train.embed import embed_dl
-from ..train.recipes import _DATA, SETTINGS, add_recipe, rate_groups, recipe_model, recipe_settings, recipe_tfms
 from ..train.schedule import make_optimizer
+from ..train.settings import _DATA, SETTINGS, add_recipe, rate_groups, recipe_model, recipe_settings, recipe_tfms
 from .mutual import FixStudentsCallback
 
 # %% ../../nbs/beyond/15_attributes.ipynb #c44a97c5b
@@ -312,7 +312,7 @@ def tell(self:Learner,
     truth = dls.valid_targets if items is None else attribute_targets(blank, dls.words)
     return AttributeResults(_sigmoid(embed_dl(self.model, dl, progress=progress)), truth.to_numpy(), dls.attributes, rows, threshold)
 
-# %% ../../nbs/beyond/15_attributes.ipynb #c5ebe846a
+# %% ../../nbs/beyond/15_attributes.ipynb #ddbae10a
 SETTINGS.update({
     'attributes': (None, 'attributes: names of columns; None: all of true and false'),
     'bce_weights': ('exp', "attributes: weights of the loss: 'exp' (rare ones count more), 'both' (yes and no apart) or None"),
@@ -336,6 +336,7 @@ def attribute_dls(
 def attribute_model(
     s:dict,            # settings
     n_attributes:int,  # outputs
+    n_cams:int=0,      # of no use here
 ) -> AttributeNet:
     "Make the model by settings"
     if s['model'] != 'osnet_maxpool': return AttributeNet(recipe_model(s, n_attributes))
@@ -343,10 +344,10 @@ def attribute_model(
     if s['weights'] is not None: load_weights(net, create_model('osnet_x1_0', n_attributes, weights=s['weights']).state_dict())
     return AttributeNet(net)
 
-# %% ../../nbs/beyond/15_attributes.ipynb #c1c0e0140
+# %% ../../nbs/beyond/15_attributes.ipynb #c643622b0
 def _split(model, s): return L(L(ps) for ps, _ in rate_groups(model.net, s))
 
-@add_recipe(dict(model='osnet_maxpool', weights=None, translate=.5, opt='sgd', lr=.065, epochs=50, schedule='multi_step', step=[30, 40], test_bs=32))
+@add_recipe(dict(model='osnet_maxpool', weights=None, translate=.5, opt='sgd', lr=.065, epochs=50, schedule='multi_step', step=[30, 40], test_bs=32), make_model=attribute_model)
 def attributes(
     data,      # item table with attributes, or `AttributeDataLoaders`
     cbs=None,  # further callbacks
@@ -365,5 +366,5 @@ def attributes(
     opt = make_optimizer(s['opt'], s['wd'], s['mom'], s['sqr_mom'], s['dampening'], s['nesterov'], wd_bn_bias=s['wd_bn_bias'])
     more = ([FixNetCallback(s['fixbase_epoch'], s['open_layers'])] if s['fixbase_epoch'] else []) + ([GradientClip(s['clip'])] if s['clip'] else [])
     learn = attribute_learner(dls, net, loss, [*more, *L(cbs)], rates if len(rates) > 1 else rates[0], s['seed'], s['channels_last'], opt_func=opt, splitter=lambda m: _split(m, s))
-    learn.settings, learn.made_for = {**s, 'attributes': list(dls.words)}, dict(n_classes=dls.c, words={k: v for k, v in dls.words.items()})
+    learn.settings, learn.made_for = {**s, 'attributes': list(dls.words)}, dict(n_classes=dls.c, n_cams=0, words=dls.words)
     return learn

@@ -6,7 +6,7 @@
 __all__ = ['Peers', 'make_peers', 'MutualCallback', 'student_learner', 'FixStudentsCallback', 'student_groups', 'recipe_students',
            'dml_learner', 'dml']
 
-# %% ../../nbs/beyond/10_mutual.ipynb #b1f2e788
+# %% ../../nbs/beyond/10_mutual.ipynb #ac89b05a
 from copy import deepcopy
 from functools import partial
 
@@ -24,7 +24,8 @@ from ..models.zoo import create_model
 from ..train.callbacks import ReidColumns, _heads
 from ..train.finetune import FixBaseCallback, _net, _still
 from ..train.learner import reid_learner
-from ..train.recipes import _DATA, SETTINGS, add_recipe, rate_groups, recipe_dls, recipe_learner, recipe_model, recipe_settings
+from ..train.recipes import recipe_learner
+from ..train.settings import _DATA, SETTINGS, add_recipe, rate_groups, recipe_dls, recipe_model, recipe_settings
 
 # %% ../../nbs/beyond/10_mutual.ipynb #c299ba528
 class Peers(nn.Module):
@@ -156,10 +157,11 @@ SETTINGS.update({
     'temperature': (1., 'mutual learning: softens predictions'),
 })
 
-# %% ../../nbs/beyond/10_mutual.ipynb #c233b7ff2
+# %% ../../nbs/beyond/10_mutual.ipynb #c757f7eba
 def recipe_students(
     s:dict,        # settings
     n_classes:int, # number of training identities
+    n_cams:int=0,  # of no use here
 ) -> Peers: # raises `ValueError` for settings that don't fit
     "Make the students by settings"
     names = [s['model']] * s['students'] if isinstance(s['students'], int) else list(s['students'])
@@ -194,10 +196,10 @@ def dml_learner(
     learn.settings = {**s, **{k: learn.settings[k] for k in _DATA}} if made else s
     return learn
 
-# %% ../../nbs/beyond/10_mutual.ipynb #c0527d75f
+# %% ../../nbs/beyond/10_mutual.ipynb #e28c7399
 _DML = dict(model='osnet_x1_0', flip=.5, erase=.5, triplet=.5, mutual=1., opt='amsgrad', lr=.0015, epochs=250, bs=64, schedule='cosine', fixbase_epoch=10, open_layers=['classifier'], test_bs=300, metric='cosine')
 
-@add_recipe(_DML, {'mutual': dict(sampler='identity'), 'torchreid': dict(same_start=True)})
+@add_recipe(_DML, {'mutual': dict(sampler='identity'), 'torchreid': dict(same_start=True)}, make_model=recipe_students)
 def dml(
     data,      # item table, or `ReidDataLoaders`
     **changes, # keywords of `SETTINGS`; `variant` is 'mutual', or 'torchreid': copies, and batches drawn at random
