@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_model', 'reid_learner', 'save_run', 'load_run']
 
-# %% ../../nbs/train/20_learner.ipynb #c2cbbfec1
+# %% ../../nbs/train/20_learner.ipynb #f0f26321
 import json
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ..core import ReidError, atomic_path, check_items, rows_of, seed_all
 from ..data.block import ReidDataLoaders
 from ..data.targets import PairedDL, TargetCallback
 from ..losses import IdLoss
+from ..models.fast import keep_memory
 from ..models.zoo import create_model, load_weights
 from ..retrieve.results import ReidResults
 from .callbacks import ReidEvalCallback, SeedCallback, cams_of
@@ -41,7 +42,7 @@ def make_model(
     "Make the model `name` for images of `size`"
     return create_model(name, n_classes, size=tuple(size))
 
-# %% ../../nbs/train/20_learner.ipynb #c965f3550
+# %% ../../nbs/train/20_learner.ipynb #c81bababc
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs,lr')
 def reid_learner(
     dls:ReidDataLoaders,    # loaders with training, query and gallery rows
@@ -56,6 +57,7 @@ def reid_learner(
 ) -> Learner:
     "Make a fastai `Learner` that trains an embedding and evaluates it by ranking"
     if seed is not None: seed_all(seed)
+    if torch.device(dls.device).type == 'cpu': keep_memory()
     arch = model if isinstance(model, str) else None
     model = make_model(arch, dls.c, dls.size) if arch else model
     if weights is not None: load_weights(model, weights)
