@@ -46,7 +46,7 @@ _NORM_SLIPS = ((lambda mean, var, weight, bias, eps: (weight / np.sqrt(var), bia
                (lambda mean, var, weight, bias, eps: (weight / np.sqrt(var + eps), bias + mean * weight / np.sqrt(var + eps)), 'The mean is taken off.'),
                (lambda mean, var, weight, bias, eps: (weight / np.sqrt(var + eps), -mean * weight / np.sqrt(var + eps)), 'A neck has no bias, but a batch norm has one.'))
 
-# %% ../../nbs/exercises/09_tricks.ipynb #c516efde2
+# %% ../../nbs/exercises/09_tricks.ipynb #a334b094
 _FACTORS = 2.920, 4.303, 9.925 # of Student's distribution with 2 degrees of freedom, for 90, 95 and 99 %
 
 def _toy_runs(seed): # three scores, and the factor
@@ -60,7 +60,7 @@ def _toy_pairs(seed): # three scores without and with a trick, seed by seed, and
 
 def _interval(scores, t, ddof=1, n=3):
     half = t * np.std(scores, ddof=ddof) / math.sqrt(n)
-    return np.mean(scores) - half, np.mean(scores) + half
+    return np.array([np.mean(scores) - half, np.mean(scores) + half])
 
 _INTERVAL_SLIPS = ((lambda scores, t: _interval(scores, 1.96), '1.96 is for hundreds of runs. With three, the spread itself is hardly known, and t is larger.'),
                    (lambda scores, t: _interval(scores, 2), '2 is for many runs. With three, the spread itself is hardly known, and t is larger.'),
@@ -75,7 +75,7 @@ _INTERVAL_SLIPS = ((lambda scores, t: _interval(scores, 1.96), '1.96 is for hund
 def _gain(without, with_it, t): return _interval(with_it - without, t)
 def _unpaired(without, with_it, t):
     mean, half = np.mean(with_it) - np.mean(without), t * math.sqrt((np.var(without, ddof=1) + np.var(with_it, ddof=1)) / 3)
-    return mean - half, mean + half
+    return np.array([mean - half, mean + half])
 _GAIN_SLIPS = ((_unpaired, 'You treat the runs as if they had nothing in common. The same seed is in both: take the differences first.'),
                (lambda without, with_it, t: _interval(without - with_it, t), 'A gain is what it has with the trick, minus what it has without.'),
                (lambda without, with_it, t: (_interval(with_it, t)[0] - _interval(without, t)[1], _interval(with_it, t)[1] - _interval(without, t)[0]), 'One\'s lower end less the other\'s upper end is far too wide. Take the differences seed by seed, and the interval of those.'),
