@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch import nn
 
-from reid_nb.beyond.mutual import FixStudentsCallback, MutualCallback, Peers, dml, make_peers, student_groups, student_learner
+from reid_nb.beyond.mutual import FixStudentsCallback, MutualCallback, Peers, _rates, dml, make_peers, student_groups, student_learner
 from reid_nb.core import ReidError
 from reid_nb.data.block import ReidDataLoaders
 from reid_nb.data.synth import synth_people
 from reid_nb.train.callbacks import TripletCallback
 from reid_nb.train.learner import reid_learner
 from reid_nb.train.schedule import make_optimizer
+from reid_nb.train.settings import recipe_settings
 
 
 class Net(nn.Module):
@@ -89,6 +90,17 @@ def test_groups_and_freezing_look_into_students(dls):
     before = deepcopy(net.state_dict())
     fit(dls, net, 1, [MutualCallback(), FixStudentsCallback(1)])
     assert {k for k, o in net.state_dict().items() if not torch.equal(o, before[k])} == {k for k in before if 'classifier' in k}
+
+def test_every_weight_of_unlike_students_learns_at_its_rate(): # the first has biases where the second has none
+    class Half(nn.Module):
+        new_layers = ('classifier',)
+        def __init__(self, bias):
+            super().__init__()
+            self.body, self.classifier = nn.Linear(4, 8), nn.Linear(8, 3, bias=bias)
+    peers, s = Peers([Half(True), Half(False)]), recipe_settings('dml', bias_lr=2., staged_lr=True)
+    rates = {id(p): factor for ps, factor in _rates(peers, s) for p in ps}
+    want = {'body.weight': .1, 'body.bias': .2, 'classifier.weight': 1., 'classifier.bias': 2.}
+    assert {k: rates[id(p)] for k, p in peers.named_parameters()} == {k: want[k.split('.', 1)[1]] for k, _ in peers.named_parameters()}
 
 class Dies(Callback):
     order = 99

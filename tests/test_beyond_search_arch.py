@@ -12,7 +12,8 @@ from reid_nb.core import ReidError
 from reid_nb.data.combine import combine
 from reid_nb.data.synth import synth_people
 from reid_nb.models.osnet_ain import AINBlock, osnet_ain_x0_5, osnet_ain_x1_0
-from reid_nb.train.recipes import RECIPES, recipe_settings
+from reid_nb.train.recipes import load_recipe
+from reid_nb.train.settings import RECIPES, recipe_settings
 
 TWO = {k: KINDS[k] for k in ('plain', 'both')} # half the work
 
@@ -132,6 +133,8 @@ def test_a_search_goes_on_where_it_stopped(items, tmp_path, whole):
     cut = quiet(search(items, tmp_path), folder=tmp_path/'cut')
     assert cut.search.probs == whole.search.probs and len(cut.search.probs) == 3
     assert all(torch.equal(p, q) for p, q in zip(cut.model.state_dict().values(), whole.model.state_dict().values()))
+    again, _ = load_recipe(tmp_path/'cut')
+    assert best_arch(again) == best_arch(cut.model) and all(torch.equal(again.state_dict()[k], o) for k, o in cut.model.state_dict().items())
 
 def test_lr_find_leaves_the_search_as_it_was(items, tmp_path):
     learn = search(items, tmp_path)

@@ -63,6 +63,16 @@ def test_centers_move_by_the_mean_gradient_of_the_batches_of_a_step(items):
     assert torch.allclose(cb.losses[0].centers, start - .5 * centers.grad, atol=1e-5)
 
 
+def test_lr_find_leaves_no_gradients_for_the_centers(items, tmp_path): # it ends between two steps, with weights that are anywhere
+    def centers(find):
+        learn = learner(loaders(items), cb := CenterLossCallback(), AccumulateCallback(100), path=tmp_path)
+        with learn.no_bar(), learn.no_logging():
+            if find: learn.lr_find(num_it=7, show_plot=False, suggest_funcs=None)
+        fit(learn, 1, 1e-3)
+        return cb.losses[0].centers
+    assert torch.equal(centers(False), centers(True))
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_each_picture_comes_with_its_own_camera(items, workers):
     dls = loaders(items, num_workers=workers)
@@ -88,6 +98,11 @@ def test_test_pictures_come_with_theirs(items):
     assert learn.embed(dls.test_items[::-1], progress=False)[:, 0].tolist() == want[::-1]
     assert embed_dl(learn.model, dls.valid, flip=True, progress=False, cams=np.array(want))[:, 0].tolist() == want
     assert learn.evaluate(progress=False).metrics['mAP'] == pytest.approx(learn.recorder.values[-1][-2], abs=1e-6)
+
+
+def test_weights_that_were_trained_elsewhere_are_told_the_cameras(items):
+    learn = learner(loaders(items), CameraCallback(), net=TinyCam)
+    assert learn.embed(progress=False)[:, 0].tolist() == (learn.dls.test_items.cam - learn.dls.items.cam.min()).tolist()
 
 
 def test_unknown_cameras_are_minus_one_and_models_without_cameras_an_error(items):

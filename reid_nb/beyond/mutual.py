@@ -157,7 +157,7 @@ SETTINGS.update({
     'temperature': (1., 'mutual learning: softens predictions'),
 })
 
-# %% ../../nbs/beyond/10_mutual.ipynb #c757f7eba
+# %% ../../nbs/beyond/10_mutual.ipynb #c74e9b695
 def recipe_students(
     s:dict,        # settings
     n_classes:int, # number of training identities
@@ -171,7 +171,10 @@ def recipe_students(
     return Peers(nets + [deepcopy(nets[0]) for _ in names[len(nets):]], s['deploy'], names)
 
 def _rates(peers, s): # (parameters, factor of the learning rate) of each group, over all students
-    return [(sum((list(ps) for ps, _ in same), []), same[0][1]) for same in zip(*[rate_groups(o, s) for o in peers.students])]
+    groups = {}
+    for o in peers.students:
+        for ps, factor in rate_groups(o, s): groups.setdefault(factor, []).extend(ps) # a student without biases has fewer groups
+    return [(ps, factor) for factor, ps in groups.items()]
 
 def _split(model, s): return L(L(ps) for ps, _ in _rates(_net(model), s))
 

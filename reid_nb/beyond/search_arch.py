@@ -165,8 +165,11 @@ class SearchCallback(ReidColumns):
     def state_dict(self): return dict(probs=self.probs)
     def load_state_dict(self, state): self.probs = state['probs']
 
-# %% ../../nbs/beyond/20_search_arch.ipynb #c51248121
-@add_recipe(dict(model='SearchNet', weights=None, bs=512, jitter=1., opt='sgd', lr=.1, epochs=120, schedule='cosine', metric='cosine'))
+# %% ../../nbs/beyond/20_search_arch.ipynb #f6346347
+def _searched(s, n_classes, n_cams=0): # the network of a run, for `load_recipe`
+    return SearchNet(n_classes, s['width'], {k: KINDS[k] for k in s['kinds']})
+
+@add_recipe(dict(model='SearchNet', weights=None, bs=512, jitter=1., opt='sgd', lr=.1, epochs=120, schedule='cosine', metric='cosine'), make_model=_searched)
 def search_arch(
     data,                 # item table, or `ReidDataLoaders`
     width:float=1.,       # of the channels, from 0.25

@@ -77,7 +77,7 @@ def _add_loss(learn, loss): # to the loss that is differentiated and the one tha
     learn.loss_grad = learn.loss_grad + loss
     learn.loss = learn.loss_grad.detach().clone()
 
-# %% ../../nbs/train/15_callbacks.ipynb #c176fbd59
+# %% ../../nbs/train/15_callbacks.ipynb #c023f19db
 class CenterLossCallback(ReidColumns):
     "Add `weight` times the center loss of each head's feature; the centers learn by their own SGD"
     order, columns = 52, ('center',)
@@ -88,6 +88,7 @@ class CenterLossCallback(ReidColumns):
 
     def before_fit(self):
         super().before_fit()
+        self.grads, self.n = None, 0 # a fit that was broken off between two steps leaves some
         self._adopt()
         self.at_start = [o.centers.detach().clone() for o in self.losses or []]
 
@@ -217,7 +218,7 @@ def _column(loss): # a loss's name in the training table
     name = camel2snake(getattr(loss, '__name__', type(loss).__name__)).removesuffix('_loss')
     return name if name.isidentifier() else 'metric'
 
-# %% ../../nbs/train/15_callbacks.ipynb #f57627ed
+# %% ../../nbs/train/15_callbacks.ipynb #c398387f7
 def _cameras(items): return [(d, None if pd.isna(c) else int(c)) for d, c in zip(items.dset.astype(str), items.cam)]
 
 def camera_numbers(
@@ -231,30 +232,33 @@ def cams_of(
     items, # item table
 ): # (rows,) numbers, or None where `learn` has no `CameraCallback`
     "Find the cameras that the model of `learn` wants to know"
-    return learn.camera.numbers(items) if hasattr(learn, 'camera') and hasattr(learn.camera, 'known') else None
+    return learn.camera.numbers(items) if isinstance(getattr(learn, 'camera', None), CameraCallback) else None
 
-# %% ../../nbs/train/15_callbacks.ipynb #c1d18df6b
+# %% ../../nbs/train/15_callbacks.ipynb #c2ea4af63
 class CameraCallback(Callback):
     "Give the model the camera of each picture, as its second input `cam`"
     order = 90 # what mixes pictures comes before
 
     def before_fit(self):
         if 'cam' not in inspect.signature(self.model.forward).parameters: raise ReidError(f'{type(self.model).__name__} takes no cameras: its `forward` has no `cam`. Leave `CameraCallback` out, or take a model such as `TransReID` with `n_cams`.')
-        self.known = camera_numbers(self.dls.items)
+
+    def before_train(self):
+        self.known = camera_numbers(self.dls.items) # and stays, whatever is evaluated
+        self.of_rows = self.numbers(self.dls.items)
+
+    def before_validate(self): self.of_rows = self.numbers(self.dls.test_items) if self.dl is self.dls.valid else None
 
     def before_batch(self):
         dl, n = self.dl, len(self.xb[0])
-        if self.training:
-            if getattr(dl, 'rows', None) is None: raise ReidError(f'{type(dl).__name__} does not say which rows a batch has, so their cameras are not known.')
-            cams = self.numbers(self.dls.items)[dl.rows[:n]]
-        elif dl is self.dls.valid: cams = self.numbers(self.dls.test_items)[self.iter * dl.bs:][:n]
-        else: cams = np.full(n, -1)
+        if self.training and getattr(dl, 'rows', None) is None: raise ReidError(f'{type(dl).__name__} does not say which rows a batch has, so their cameras are not known.')
+        cams = np.full(n, -1) if self.of_rows is None else self.of_rows[dl.rows[:n]] if self.training else self.of_rows[self.iter * dl.bs:][:n]
         self.learn.xb = (self.xb[0], torch.as_tensor(cams, device=self.xb[0].device))
 
     def numbers(self,
         items, # item table
     ) -> np.ndarray: # (rows,) int64, -1 for a camera that no training row has
         "Number the cameras of `items`"
+        if 'known' not in self.__dict__: self.known = camera_numbers(self.dls.items) # nothing was trained here
         return np.array([self.known.get(o, -1) for o in _cameras(items)], np.int64)
 
 # %% ../../nbs/train/15_callbacks.ipynb #c255a441a
