@@ -6,12 +6,13 @@
 __all__ = ['SMALL', 'COMMANDS', 'read_items', 'stats', 'crop', 'train', 'evaluate', 'extract', 'rank', 'runs', 'quickstart',
            'main']
 
-# %% ../nbs/90_cli.ipynb #ba94cd31
+# %% ../nbs/90_cli.ipynb #c30d1c910
 import argparse
 import re
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -141,7 +142,7 @@ def _rerank(res, **kw): # the same results by k-reciprocal distances
     dist = k_reciprocal(res.q_feat, res.g_feat, metric=res.metric, **kw)
     return ReidResults.from_dist(dist, res.query, res.gallery, protocol=res.rules or res.protocol, metric=f'{res.metric}, re-ranked')
 
-# %% ../nbs/90_cli.ipynb #c6f32d908
+# %% ../nbs/90_cli.ipynb #c5b85144b
 def train(
     items:Annotated[list, dict(nargs='*', type=str)]=None, # CSV files, folders, or datasets by name: market1501:FOLDER
     recipe:str=None,           # bag_of_tricks, agw, osnet_softmax … by default a small network, from random weights
@@ -154,7 +155,7 @@ def train(
     todo = _settle(recipe, config, torchreid_config, settings)
     from reid_nb.config import all_recipes, write_settings
     from reid_nb.train.checkpoint import explain_memory, pick_device
-    from reid_nb.train.recipes import recipe_learner
+    from reid_nb.train.recipes import recipe_learner, recipe_settings
     s, run, out = todo.settings, todo.run, Path(todo.run['out'])
     for o in todo.notes: warnings.warn(o)
     device = str(pick_device(s['device']))
@@ -162,10 +163,12 @@ def train(
     check_items(table)
     _say(items_stats(table), '', todo.table(), '')
     make = all_recipes().get(s['recipe'], recipe_learner)
-    learn = make(table, **{k: v for k, v in s.items() if k != 'recipe'} | dict(device=device))
+    usual = recipe_settings(s['recipe'], variant=s['variant'])
+    learn = make(table, **{k: v for k, v in s.items() if v != usual[k] or k == 'variant'} | dict(device=device)) # a recipe refuses what it would ignore
     if (last := out / 'last.pth').exists(): _say(f'Going on from {last}')
     else: _write_items(table, out / 'items.csv'), write_settings(todo, out / 'settings.yaml')
     with explain_memory(learn): learn.fit_recipe(folder=out)
+    if s['recipe'] == 'attributes': return _tell(learn, out)
     _save(learn, out)
     results = {}
     for k, o in tests.items():
@@ -173,7 +176,7 @@ def train(
         if s['rerank']: results[f'{k}, re-ranked'] = _rerank(results[k], k1=s['rerank_k1'], k2=s['rerank_k2'], lambda_value=s['rerank_lambda'])
     _report(out, results, table, run['pictures'], run['topk'])
 
-# %% ../nbs/90_cli.ipynb #afb28712
+# %% ../nbs/90_cli.ipynb #ba633275
 def _save(learn, out): # model.pth for `load_run`, where the network is made by its name alone; `load_recipe` reads the others
     from reid_nb.train.learner import make_model, save_run
     s = learn.settings
@@ -181,6 +184,12 @@ def _save(learn, out): # model.pth for `load_run`, where the network is made by 
     if make_model(s['model'], learn.dls.c, learn.dls.size).state_dict().keys() != learn.model.state_dict().keys(): return # several students
     learn.arch = s['model']
     save_run(learn, out)
+
+def _tell(learn, out): # what a run of attributes leaves
+    res = learn.tell(progress=False)
+    for name, table in (('attributes.csv', res.by_attribute), ('predictions.csv', res.predictions())):
+        with atomic_path(out / name) as p: table.to_csv(p)
+    _say('', res.by_attribute.round(3), '', res)
 
 def _slug(name): return ''.join(o if o.isalnum() else '_' for o in name)
 
@@ -205,8 +214,9 @@ def _report(out, results, table, pictures=0, topk=10, focus=0): # files of a run
     if pictures: save_ranks(res, out / 'ranks', k=topk, n=None if pictures < 0 else pictures, progress=False)
     _say('', table_of_all)
 
-# %% ../nbs/90_cli.ipynb #c6850e096
+# %% ../nbs/90_cli.ipynb #c237a247b
 def _model_of(weights, model, size, best=False): # (network in evaluation, (h,w), settings of its run or {}) of a folder or a checkpoint
+    from reid_nb.config import all_recipes
     from reid_nb.models.zoo import load_weights
     from reid_nb.train.learner import load_run, make_model
     from reid_nb.train.recipes import load_recipe
@@ -215,11 +225,12 @@ def _model_of(weights, model, size, best=False): # (network in evaluation, (h,w)
         load_weights(net := make_model(model, 2, size), source)
         return net.eval(), tuple(size), {}
     if best and not (source / 'best.pth').exists(): raise FileNotFoundError(f'{source} has no best.pth: no epoch of that run was ranked. Leave --best out.')
-    if not best and (source / 'run.json').exists(): return *load_run(source), {}
-    if not (source / 'last.pth').exists(): raise ReidError(f'{source} holds no run: neither run.json nor last.pth. Pass a folder that `reid_nb train` wrote, or a checkpoint file.')
-    try: net, s = load_recipe(source, best)
-    except RuntimeError as e: raise ReidError(f'The network of {source} is more than one that `create_model` makes, as in recipes for tracklets and for several students. Evaluate it in a notebook: make the learner '
-                                              'again by its recipe, and `fit_recipe(folder=…)` reads it from there.') from e
+    if (source / 'last.pth').exists():
+        all_recipes()
+        net, s = load_recipe(source, best)
+    elif (source / 'run.json').exists(): return *load_run(source), {}
+    else: raise ReidError(f'{source} holds no run: neither last.pth nor run.json. Pass a folder that `reid_nb train` wrote, or a checkpoint file.')
+    if s['recipe'] == 'attributes': raise ReidError(f'{source} is a run of attributes: its network tells them, and makes no features to search by. Read it in a notebook by `load_recipe`.')
     return net, tuple(s['size']), s
 
 # %% ../nbs/90_cli.ipynb #a89bd2cb
@@ -240,7 +251,7 @@ def _called(sources, tables): # {name: table}; names that are twice get a number
         out[name if name not in out else f'{name} {len(out) + 1}'] = table
     return out
 
-# %% ../nbs/90_cli.ipynb #abe724f9
+# %% ../nbs/90_cli.ipynb #e835667e
 def evaluate(
     items:Annotated[list, dict(nargs='+', type=str)], # one or several, as for `train`, which writes the split that it used: OUT/items.csv
     weights:str,            # folder that `train` or `quickstart` wrote, or a checkpoint file
@@ -249,13 +260,13 @@ def evaluate(
     height:int=256,         # of the images, pixels; a folder knows
     width:int=128,          # of the images, pixels; a folder knows
     best:bool=False,        # take the weights of a run's best epoch, not of its last?
-    protocol:str='market',  # 'market': no match from the query's own camera counts; 'all': every other image; or another of `reid_nb.retrieve.protocol`
-    metric:str='cosine',    # 'cosine', 'euclidean' or 'sqeuclidean', which is what Torchreid calls euclidean
+    protocol:str=None,      # 'market': no match from the query's own camera counts; 'all': every other image; or another of `reid_nb.retrieve.protocol`; by default that of the run, or 'market'
+    metric:str=None,        # 'cosine', 'euclidean' or 'sqeuclidean', which is what Torchreid calls euclidean; by default that of the run, or 'cosine'
     flip:bool=False,        # average with the mirror image's feature?
     rerank:bool=False,      # also by k-reciprocal re-ranking?
     pictures:int=0,         # pictures of rankings to write, the worst queries first
     topk:int=10,            # gallery pictures in each of them
-    bs:int=64,              # images in a batch
+    bs:int=None,            # images in a batch, or clips; by default 64, and 4 clips
     device:str=None,        # 'cuda', 'cuda:1', 'mps' or 'cpu'; by default a GPU where there is one
     root:str=None,          # folder that holds datasets which are given by name
     cams:str=None,          # where a folder's file names hold the camera: a regular expression with one group
@@ -264,13 +275,15 @@ def evaluate(
     "Evaluate a trained model or a checkpoint, without training"
     from reid_nb.train.checkpoint import pick_device
     from reid_nb.train.embed import embed_items
+    from reid_nb.train.recipes import recipe_features
     sources = [items] if isinstance(items, (str, Path)) else list(items)
-    net, size, _ = _model_of(weights, model, (height, width), best)
-    net = net.to(pick_device(device))
+    net, size, s = _model_of(weights, model, (height, width), best)
+    net, bs = net.to(pick_device(device)), bs or (4 if s.get('train_on') else 64)
     seed = _seed_of(Path(weights)) if seed is None else seed
     tables = _called(sources, [read_items(o, seed=seed, cams=cams, root=root) for o in sources])
     for table in tables.values(): _refuse_known(Path(weights), table)
-    results = _tests(lambda o: embed_items(net, o, size, flip=flip, bs=bs, progress=False), tables, rerank, protocol, metric)
+    feats_of = partial(recipe_features, net, s) if s else partial(embed_items, net, size=size)
+    results = _tests(partial(feats_of, flip=flip, bs=bs, progress=False), tables, rerank, protocol or s.get('protocol', 'market'), metric or s.get('metric', 'cosine'))
     _report(Path(out), results, next(iter(tables.values())), pictures, topk)
 
 # %% ../nbs/90_cli.ipynb #ebee06bf
@@ -305,7 +318,7 @@ def _plain_column(col): # numbers as numbers, everything else as text; what is m
     import pandas as pd
     return col.fillna(-1).to_numpy() if pd.api.types.is_numeric_dtype(col) else col.astype(object).fillna('').astype(str).to_numpy(str)
 
-# %% ../nbs/90_cli.ipynb #c31a17202
+# %% ../nbs/90_cli.ipynb #f15d0c1d
 def extract(
     images:str,             # folder of pictures, CSV file, or dataset as NAME:FOLDER
     weights:str,            # folder that `train` or `quickstart` wrote, or a checkpoint file
@@ -326,8 +339,10 @@ def extract(
     if (path := Path(out)).suffix not in ('.npy', '.npz', '.parquet'): raise ReidError(f'--out must end with .npz, .npy or .parquet, not {path.name!r}.')
     from reid_nb.train.checkpoint import pick_device
     from reid_nb.train.extract import FeatureExtractor
-    table, (net, size, _) = _pictures(images, root), _model_of(weights, model, (height, width), best)
-    ex = FeatureExtractor(net.to(pick_device(device)), size=size, dtype=dtype, flip=flip, bs=bs)
+    table, (net, size, s) = _pictures(images, root), _model_of(weights, model, (height, width), best)
+    if s.get('cams'): warnings.warn(f'The network of {weights} knows cameras; these features are made without. `reid_nb evaluate` takes them into account.')
+    if s.get('train_on'): warnings.warn(f'The network of {weights} knows tracklets; these are features of single pictures. `reid_nb evaluate` takes all frames that it needs.')
+    ex = FeatureExtractor(net.to(pick_device(device)), size=size, dtype=dtype, flip=flip, bs=bs, mean=s.get('mean'), std=s.get('std'))
     if path.suffix == '.npy': feats, rows = ex.to_file(table, path, skip=skip, overwrite=overwrite, progress=False)
     else:
         feats = ex(table, skip=skip, progress=False)

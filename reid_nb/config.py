@@ -133,11 +133,11 @@ def read_flat(
         seen[k] = n
     return _flat(data or {}), seen
 
-# %% ../nbs/88_config.ipynb #c7e503998
+# %% ../nbs/88_config.ipynb #a681168a
 _KINDS = {**dict.fromkeys('variant cache device weights pool neck ibn mix amp'.split(), 'str'), **dict.fromkeys('after_neck non_local mixstyle'.split(), 'bool'),
           **dict.fromkeys('last_stride stride jigsaw chunk eval_every seed'.split(), 'int'), **dict.fromkeys('cam_scale drop_path first_head sqr_mom clip ema swa margin'.split(), 'float'),
           'new_layers': 'list', 'open_layers': 'list', 'train_on': 'str'} # of settings that may also be none
-_KINDS_TOO = dict(step=('list',), erase_fill=('str', 'float')) # beside those of the default
+_KINDS_TOO = dict(step=('list',), students=('list',), erase_fill=('str', 'float')) # beside those of the default
 _ANY = ('bool', 'dict', 'float', 'int', 'list', 'none', 'str')
 
 _MODULES = ('reid_nb.train.video', 'reid_nb.beyond.mutual', 'reid_nb.beyond.attributes') # that add recipes of their own

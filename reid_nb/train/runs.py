@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['environment', 'RunFolder', 'plot_curves', 'runs_table', 'sweep', 'BoardCallback']
 
-# %% ../../nbs/train/35_runs.ipynb #b3836749
+# %% ../../nbs/train/35_runs.ipynb #ec39277c
 import itertools
 import json
 import os
@@ -30,7 +30,7 @@ from fastcore.basics import patch
 
 from ..core import ReidError, atomic_path
 from ..retrieve.results import ReidResults
-from .callbacks import ReidEvalCallback
+from .callbacks import ReidEvalCallback, cams_of
 from .checkpoint import CheckpointCallback
 from .embed import embed_dl, rank_items
 
@@ -113,7 +113,7 @@ def plot_curves(
     if len(logs) > 1: axes[0][-1].legend(fontsize=7)
     return fig
 
-# %% ../../nbs/train/35_runs.ipynb #ce22f2ea
+# %% ../../nbs/train/35_runs.ipynb #c55d415d1
 @patch
 def before_epoch(self:RunFolder):
     self.clock = time.perf_counter()
@@ -146,7 +146,8 @@ def after_fit(self:RunFolder):
     if self.results and hasattr(self.dls, 'test_items'):
         how = next((o for o in self._others() if isinstance(o, ReidEvalCallback)), None)
         kw = dict(protocol=how.protocol, metric=how.metric) if how else {}
-        found = rank_items(embed_dl(self.learn.model, self.dls.valid, progress=False), self.dls.test_items, **kw)
+        feats = embed_dl(self.learn.model, self.dls.valid, progress=False, cams=cams_of(self.learn, self.dls.test_items))
+        found = rank_items(feats, self.dls.test_items, **kw)
         with _or_warn(self.folder / 'results.npz') as p: found.save(p)
     if not (self.folder / 'log.csv').exists(): return
     fig = plot_curves({self.folder.name: self.folder})
