@@ -4,11 +4,13 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from reid_nb.cli import COMMANDS, SMALL, main
 from reid_nb.data.datasets import market1501
 from reid_nb.data.own import items_to_market
@@ -27,6 +29,12 @@ def run(capsys): # (exit code, what it printed, what it complained about)
             except SystemExit as e: code = e.code
         return code, *capsys.readouterr()
     return run
+
+
+@pytest.fixture
+def no_pictures(monkeypatch): # for what is not about the report: it takes longer to draw than the run
+    for o in ('plots.plot_cmc', 'plots.plot_distances', 'report.save_report'): monkeypatch.setattr(f'reid_nb.show.{o}', MagicMock())
+    monkeypatch.setattr('reid_nb.show.plots.show_ranks', lambda *args, file, **kwargs: Image.new('RGB', (1, 1)).save(file))
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +111,7 @@ def test_a_run_leaves_all_that_is_needed(run, people, trained):
     assert again.settings['recipe'] is None and (again.settings['epochs'], again.settings['lr'], again.settings['weights']) == (2, SMALL['lr'], None)
 
 
-def test_a_run_goes_on_and_refuses_other_settings(run, people, trained):
+def test_a_run_goes_on_and_refuses_other_settings(run, people, trained, no_pictures):
     line = 'train', people/'street', *SIZE, '--bs', 8, '--epochs', 2, '--out', trained
     code, out, err = run(*line, '--lr', .001)
     assert code == 1 and 'lr was 0.0035 and is 0.001' in err and err.count('\n') == 1 and 'Exception occured' not in err
@@ -113,7 +121,7 @@ def test_a_run_goes_on_and_refuses_other_settings(run, people, trained):
     pd.testing.assert_frame_equal(pd.read_csv(trained/'log.csv'), before)
 
 
-def test_an_interrupted_run_is_evaluated_and_finished(run, people, trained, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_evaluated_and_finished(run, people, trained, tmp_path, monkeypatch, no_pictures):
     from reid_nb.train.runs import RunFolder
     keep = RunFolder.after_epoch
     def after_epoch(self):
@@ -170,7 +178,30 @@ def test_evaluate_on_several_tables(run, people, trained, tmp_path):
     assert ReidResults.load(tmp_path/'f/results.npz').protocol == 'all'
 
 
-def test_extract_and_rank(run, people, trained, tmp_path):
+@pytest.mark.parametrize('line', ['transreid --model transreid_vit_tiny --size 64 32', 'dml --model osnet_x0_25 --fixbase-epoch 0 --size 32 16', 'center_2018 --model osnet_x0_25 --size 32 16 --mean 0.2 0.3 0.4'])
+def test_a_run_of_any_recipe_is_evaluated_as_it_was_trained(run, people, tmp_path, no_pictures, line): # cameras, students, colours, metric
+    assert (res := run('train', people/'street', '--recipe', *line.split(), '--weights', 'none', '--bs', 8, '--epochs', 1, '--out', tmp_path/'r'))[0] == 0, res[2]
+    assert (res := run('evaluate', people/'street', tmp_path/'r', '--out', tmp_path/'e'))[0] == 0, res[2]
+    first, again = (ReidResults.load(tmp_path/o/'results.npz') for o in 're')
+    assert first.metric == again.metric
+    np.testing.assert_allclose(again.q_feat, first.q_feat, atol=1e-4)
+
+
+def test_settings_of_other_recipes_are_refused(run, people, tmp_path):
+    code, out, err = run('train', people/'street', '--seq-len', 4, '--bs', 8, '--out', tmp_path/'r')
+    assert code == 1 and 'seq_len' in err and 'ignore' in err and not (tmp_path/'r').exists()
+
+
+def test_attributes_in_a_terminal(run, tmp_path):
+    people = synth_people(tmp_path/'drawn', n_ids=12, n_cams=2, per_cam=2, size=(32, 16), distractors=0, junk=0)
+    people[['path', 'pid', 'cam', 'split']].assign(bag=(people.pid % 2).astype(bool), hat=(people.pid % 3 == 0)).to_csv(tmp_path/'a.csv', index=False)
+    code, out, err = run('train', tmp_path/'a.csv', '--recipe', 'attributes', '--model', 'osnet_x0_25', *SIZE, '--bs', 8, '--epochs', 1, '--out', tmp_path/'r')
+    assert code == 0 and 'mA' in out, err
+    assert list(pd.read_csv(tmp_path/'r/attributes.csv').attribute) == ['bag', 'hat'] and (tmp_path/'r/best.pth').exists()
+    assert 'run of attributes' in run('evaluate', tmp_path/'a.csv', tmp_path/'r', '--out', tmp_path/'e')[2]
+
+
+def test_extract_and_rank(run, people, trained, tmp_path, no_pictures):
     for suffix in ('npz', 'npy'):
         code, out, err = run('extract', trained/'items.csv', trained, '--out', tmp_path/f'f.{suffix}')
         assert code == 0 and 'features of 512 numbers' in out, err
@@ -199,14 +230,14 @@ def test_runs_are_compared(run, trained, tmp_path):
 
 
 def test_crop(run, tmp_path):
-    boxes = synth_clip(tmp_path/'clip.mp4', n_people=8, n_frames=60)
+    boxes = synth_clip(tmp_path/'clip.mp4', n_people=6, n_frames=36)
     code, out, err = run('crop', tmp_path/'clip.mp4', boxes, '--out', tmp_path/'crops', '--sessions', 2, '--every', 3)
     assert code == 0, err
     assert {'path', 'pid', 'cam', 'split', 'tid', 'time', 'frame'} <= set(pd.read_csv(tmp_path/'crops/items.csv'))
     assert run('stats', tmp_path/'crops/items.csv')[0] == 0
 
 
-def test_people_who_were_trained_on_are_refused(run, tmp_path):
+def test_people_who_were_trained_on_are_refused(run, tmp_path, no_pictures):
     for o in synth_people(tmp_path/'drawn', n_ids=16, n_cams=2, per_cam=2, distractors=0, junk=0, size=(32, 16)).itertuples():
         (tmp_path/f'photos/{o.pid}').mkdir(parents=True, exist_ok=True)
         Path(o.path).rename(tmp_path/f'photos/{o.pid}/cam{o.cam}_{Path(o.path).name}')
@@ -219,13 +250,13 @@ def test_people_who_were_trained_on_are_refused(run, tmp_path):
         assert (res := run('evaluate', *items, '--out', tmp_path/'e'))[0] == 0, res[2]
 
 
-def test_quickstart_twice_gives_the_same_figures(run, tmp_path, monkeypatch):
+def test_quickstart_twice_gives_the_same_figures(run, tmp_path, monkeypatch, no_pictures):
     monkeypatch.setattr('reid_nb.data.synth.synth_people', partial(synth_people, per_cam=2, size=(64, 32), distractors=0, junk=0)) # fewer of the same
     figures = []
     for o in ('a', 'b'):
         code, out, err = run('quickstart', '--out', tmp_path/o, '--epochs', 1, '--n-ids', 32, '--seed', 1)
         assert code == 0, err
-        assert {'model.pth', 'run.json', 'results.npz', 'ranks.png', 'report.html', 'people'} <= {f.name for f in (tmp_path/o).iterdir()}
+        assert {'model.pth', 'run.json', 'results.npz', 'ranks.png', 'people'} <= {f.name for f in (tmp_path/o).iterdir()}
         assert 'colour histogram' in out and 'untrained' in out and 'trained' in out
         figures.append(ReidResults.load(tmp_path/o/'results.npz').per_query.drop(columns='path'))
     pd.testing.assert_frame_equal(*figures)
