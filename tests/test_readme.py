@@ -11,10 +11,10 @@ COMMANDS = ['python -m pip install -e ".[lab]" && reid_nb quickstart', 'python -
 SCENE = """
 from pathlib import Path
 from reid_nb.data.synth import synth_clip, synth_people
-for i, o in enumerate(synth_people('drawn', n_ids=32, n_cams=3, per_cam=4, distractors=0, junk=0).itertuples()):
+for i, o in enumerate(synth_people('drawn', n_ids=16, n_cams=3, per_cam=3, distractors=0, junk=0).itertuples()):
     Path(f'photos/visitor {o.pid:02}').mkdir(parents=True, exist_ok=True)
     Path(o.path).rename(f'photos/visitor {o.pid:02}/cam{o.cam} {i}.jpg')
-synth_clip('video.mp4', n_people=16, n_frames=120).rename('boxes.txt')
+synth_clip('video.mp4', n_people=10, n_frames=80).rename('boxes.txt')
 import numpy as np
 rng, pid = np.random.default_rng(0), np.arange(600) % 60
 feat = rng.normal(size=(60, 128))[pid] + 2.2 * rng.normal(size=(600, 128))
