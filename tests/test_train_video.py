@@ -168,6 +168,12 @@ def test_frames_refuse_a_pooling_that_would_not_learn(walks):
     with pytest.raises(ReidError, match='never reaches'), learn.no_bar(), learn.no_logging(): learn.fit(1)
 
 
+def test_masked_frames_are_refused_where_processes_would_have_unlike_numbers_of_them(walks, monkeypatch):
+    learn = reid_learner(TrackletDataLoaders.from_items(walks, size=(32, 16), t=2, p=4, k=2, mask=True), ClipModel(Tiny()), cbs=FramesCallback())
+    monkeypatch.setattr('reid_nb.train.video.num_distrib', lambda: 2)
+    with pytest.raises(ReidError, match='mask=False'), learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+
 def test_tracklets_taken_apart(walks):
     dls = FrameDataLoaders.from_items(walks, size=(32, 16), t=3)
     paths = [f for o in walks[walks.split == 'train'].frames for f in o]

@@ -7,7 +7,7 @@ __all__ = ['TIME_POOLS', 'TimeMean', 'TimeMax', 'TimeAttention', 'TimeConv', 'ma
            'FrameDataLoaders', 'embed_tracklets', 'video_dls', 'video_model', 'video_learner', 'video_softmax',
            'video_triplet', 'video_xent_2018', 'video_xent_htri_2018', 'video_attention']
 
-# %% ../../nbs/train/27_video.ipynb #c87d6a1b3
+# %% ../../nbs/train/27_video.ipynb #c8dcf41fa
 from copy import deepcopy
 from functools import partial
 
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from torch import nn
 
@@ -144,7 +145,7 @@ def forward(self:ClipModel, x, mask=None): # clips (n,t,3,h,w) and (n,t), False 
     if self.training: return [(emb, self.classifier(feat))]
     return feat if self.after_neck else emb
 
-# %% ../../nbs/train/27_video.ipynb #f1b53359
+# %% ../../nbs/train/27_video.ipynb #c6df45017
 class FramesCallback(Callback):
     "Train on the frames of clips: each is a picture with its clip's label; repeated frames are left out where the loader has masks"
     order = -2
@@ -155,6 +156,7 @@ class FramesCallback(Callback):
     def before_batch(self):
         if not self.training or self.xb[0].ndim != 5: return
         x, *mask = self.xb
+        if mask and num_distrib() > 1: raise ReidError('Masks leave each process another number of frames, and losses see those of all. Make the loaders with mask=False.')
         keep = mask[0].flatten() if mask else slice(None)
         self.learn.xb = (x.flatten(0, 1)[keep],)
         self.learn.yb = tuple(y.repeat_interleave(x.shape[1], 0)[keep] for y in self.yb)
