@@ -1,13 +1,14 @@
 "Students: what they are deployed as, what moves whom, runs that go on where they stopped"
 from copy import deepcopy
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch import nn
 
-from reid_nb.beyond.mutual import FixStudentsCallback, MutualCallback, Peers, _rates, dml, make_peers, student_groups, student_learner
+from reid_nb.beyond.mutual import FixStudentsCallback, MutualCallback, Peers, _or_itself, _rates, dml, make_peers, student_groups, student_learner
 from reid_nb.core import ReidError
 from reid_nb.data.block import ReidDataLoaders
 from reid_nb.data.synth import synth_people
@@ -114,6 +115,19 @@ def test_a_run_goes_on_where_it_stopped(dls, tmp_path):
         return learn.model.state_dict()
     with pytest.raises(RuntimeError, match='power cut'): run(tmp_path/'parts', Dies())
     for a, b in zip(run(tmp_path/'whole').values(), run(tmp_path/'parts').values()): assert torch.equal(a, b)
+
+def test_a_picture_without_a_partner_is_its_own():
+    x = torch.cos(1.7 * torch.arange(8.)[:, None] + .3 * torch.arange(6.))
+    pairs, dist = torch.arange(8) // 2, torch.cdist(x, x) + 9 * torch.eye(8)
+    for margin, want in ((.3, 2.434351), (0., 2.134351)): assert float(_or_itself(x, pairs, margin)) == pytest.approx(want, abs=1e-5) # Torchreid's own figures
+    torch.testing.assert_close(_or_itself(x, torch.arange(8), 2.), (2 - dist.amin(1)).relu().mean())
+    assert _or_itself(x, torch.zeros(8), .3) == 0
+
+def test_random_batches_need_no_pair(dls): # as in the project; people with one picture each
+    items = pd.concat([dls.items.drop_duplicates('pid'), dls.test_items])
+    learn = dml(items, variant='torchreid', model='osnet_x0_25', weights=None, size=(32, 16), bs=2, fixbase_epoch=0, device='cpu')
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(1)
+    assert learn.settings['triplet'] == .5 and 0 <= learn.recorder.values[-1][list(learn.recorder.metric_names).index('triplet') - 1] < .3
 
 def test_student_learner_takes_one(dls):
     learn = fit(dls, students(dls.c), 1, [MutualCallback()])

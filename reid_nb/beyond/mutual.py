@@ -6,7 +6,7 @@
 __all__ = ['Peers', 'make_peers', 'MutualCallback', 'student_learner', 'FixStudentsCallback', 'student_groups', 'recipe_students',
            'dml_learner', 'dml']
 
-# %% ../../nbs/beyond/10_mutual.ipynb #ac89b05a
+# %% ../../nbs/beyond/10_mutual.ipynb #c93c610cf
 from copy import deepcopy
 from functools import partial
 
@@ -17,11 +17,11 @@ from torch import nn
 
 from ..core import ReidError, seed_all
 from ..data.block import ReidDataLoaders
-from ..losses import head_logits
+from ..losses import head_logits, triplet_loss
 from ..margins import MutualLoss
 from ..models.groups import layer_groups, open_layers
 from ..models.zoo import create_model
-from ..train.callbacks import ReidColumns, _heads
+from ..train.callbacks import MetricLossCallback, ReidColumns, _heads
 from ..train.finetune import FixBaseCallback, _net, _still
 from ..train.learner import reid_learner
 from ..train.recipes import recipe_learner
@@ -178,7 +178,17 @@ def _rates(peers, s): # (parameters, factor of the learning rate) of each group,
 
 def _split(model, s): return L(L(ps) for ps, _ in _rates(_net(model), s))
 
-# %% ../../nbs/beyond/10_mutual.ipynb #c83d6cff7
+# %% ../../nbs/beyond/10_mutual.ipynb #c6c76f343
+def _or_itself(feat, pid, margin): # the batch-hard triplet loss, where a picture without a partner is its own
+    same = pid[:, None] == pid
+    with torch.autocast(feat.device.type, enabled=False): dist = torch.cdist(feat, feat, compute_mode='donot_use_mm_for_euclid_dist')
+    return triplet_loss(dist.masked_fill(~same, -torch.inf).amax(1), dist.masked_fill(same, torch.inf).amin(1), margin)
+
+def _alone(s, dls): # for batches drawn at random: (settings, callbacks) in place of a triplet loss that wants pairs
+    if not s['triplet'] or s['mining'] != 'hard' or dls.train.sampler.k > 1: return {}, []
+    return dict(triplet=0.), [MetricLossCallback(partial(_or_itself, margin=s['margin']), weight=s['triplet'], normalize=s['normalize'], name='triplet')]
+
+# %% ../../nbs/beyond/10_mutual.ipynb #f3e2f33e
 def dml_learner(
     data,         # item table, or `ReidDataLoaders`
     recipe='dml', # a key of `RECIPES` whose `mutual` is set
@@ -193,7 +203,8 @@ def dml_learner(
     peers = recipe_students(s, dls.c)
     more = {k: v for k, v in settings.items() if made or k not in _DATA} | dict(model=peers, weights=None, fixbase_epoch=0, staged_lr=False)
     own = [MutualCallback(s['mutual'], temperature=s['temperature'])] + ([FixStudentsCallback(s['fixbase_epoch'], s['open_layers'])] if s['fixbase_epoch'] else [])
-    learn = recipe_learner(dls, recipe, cbs=[*own, *(cbs or [])], **more)
+    instead, lone = _alone(s, dls)
+    learn = recipe_learner(dls, recipe, cbs=[*own, *lone, *(cbs or [])], **{**more, **instead})
     rates = [s['lr'] * f for _, f in _rates(peers, s)]
     if len(rates) > 1: learn.splitter, learn.lr = partial(_split, s=s), rates
     learn.settings = {**s, **{k: learn.settings[k] for k in _DATA}} if made else s
