@@ -6,8 +6,9 @@
 __all__ = ['SMALL', 'COMMANDS', 'read_items', 'stats', 'crop', 'train', 'evaluate', 'extract', 'rank', 'runs', 'quickstart',
            'main']
 
-# %% ../nbs/90_cli.ipynb #c30d1c910
+# %% ../nbs/90_cli.ipynb #c9dee6acd
 import argparse
+import json
 import re
 import sys
 import time
@@ -35,7 +36,13 @@ def _read_named(name, home, options): # an item table; options that this dataset
     takes = set(options_of(name)) | ({'split_id'} if splits_of(name) > 1 else set())
     return read_dataset(name, home, **{k: v for k, v in options.items() if k in takes})
 
-# %% ../nbs/90_cli.ipynb #c2afde85a
+# %% ../nbs/90_cli.ipynb #c35c4c1bc
+def _with_frames(items, csv): # with lists where a CSV has the frames of tracklets as JSON
+    if 'frames' not in items: return items
+    try: return items.assign(frames=[[str(csv.parent / f) for f in json.loads(o)] for o in items.frames])
+    except (ValueError, TypeError) as e: raise ReidError(f'{csv}: `frames` must be a list of files in every row, such as ["a.jpg", "b.jpg"] ({e}).') from e
+
+# %% ../nbs/90_cli.ipynb #e291c8e0
 def read_items(
     source:str,      # a CSV file, a folder in Market-1501 layout, a folder with one sub-folder for each person, or a dataset as NAME:FOLDER
     test:float=.5,   # share of the identities kept for testing, where `source` has no splits
@@ -49,7 +56,7 @@ def read_items(
     if named := _by_name(source, root): return _read_named(*named, options)
     source = Path(source)
     if not source.exists(): raise FileNotFoundError(f'{source} does not exist. Pass a CSV file, a folder of images, or a dataset as NAME:FOLDER.')
-    if source.is_file(): items = items_from_csv(source)
+    if source.is_file(): items = _with_frames(items_from_csv(source), source)
     elif any(source.rglob('bounding_box_train')): items = market1501(source, check='market' in source.resolve().name.lower())
     else: items = items_from_folder(source, cams=cams)
     if items.cam.isna().all(): warnings.warn('No cameras are known, so every other image of a person counts as a match. `--cams` says where file names hold them.')
@@ -64,9 +71,10 @@ def _compare(results): # {name: ReidResults} side by side
     rows = {name: [res.cmc[0], res.cmc[min(4, len(res.cmc) - 1)], res.cmc[min(9, len(res.cmc) - 1)], res.metrics['mAP'], res.metrics['mINP']] for name, res in results.items()}
     return pd.DataFrame(rows, index=['Rank-1', 'Rank-5', 'Rank-10', 'mAP', 'mINP']).T.round(3)
 
-# %% ../nbs/90_cli.ipynb #e2aadf5e
-def _write_items(table, csv): # an item table as CSV, with whole paths; the file
-    with atomic_path(csv) as p: table.assign(path=[Path(o).resolve() for o in table.path]).to_csv(p, index=False)
+# %% ../nbs/90_cli.ipynb #f068df6e
+def _write_items(table, csv): # an item table as CSV, with whole paths; the frames of tracklets as JSON; the file
+    frames = dict(frames=[json.dumps([str(Path(o).resolve()) for o in os]) for os in table.frames]) if 'frames' in table else {}
+    with atomic_path(csv) as p: table.assign(path=[Path(o).resolve() for o in table.path], **frames).to_csv(p, index=False)
     return csv
 
 # %% ../nbs/90_cli.ipynb #b1ba62ec

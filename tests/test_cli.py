@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from reid_nb.cli import COMMANDS, SMALL, main
+from reid_nb.cli import COMMANDS, SMALL, _write_items, main
 from reid_nb.data.datasets import market1501
 from reid_nb.data.own import items_to_market
 from reid_nb.data.synth import synth_clip, synth_people
@@ -199,6 +199,17 @@ def test_attributes_in_a_terminal(run, tmp_path):
     assert code == 0 and 'mA' in out, err
     assert list(pd.read_csv(tmp_path/'r/attributes.csv').attribute) == ['bag', 'hat'] and (tmp_path/'r/best.pth').exists()
     assert 'run of attributes' in run('evaluate', tmp_path/'a.csv', tmp_path/'r', '--out', tmp_path/'e')[2]
+
+
+def test_tracklets_in_a_terminal(run, tmp_path, no_pictures):
+    people = synth_people(tmp_path/'drawn', n_ids=8, n_cams=2, per_cam=2, size=(32, 16), distractors=0, junk=0, tracklets=True, n_frames=3)
+    items = _write_items(people, tmp_path/'walks.csv')
+    flags = '--recipe video_softmax --model osnet_x0_25 --weights none --size 32 16 --bs 4 --seq-len 3 --epochs 1'.split()
+    assert (res := run('train', items, *flags, '--out', tmp_path/'r'))[0] == 0, res[2]
+    assert (res := run('evaluate', tmp_path/'r/items.csv', tmp_path/'r', '--out', tmp_path/'e'))[0] == 0, res[2]
+    np.testing.assert_allclose(*(ReidResults.load(tmp_path/o/'results.npz').q_feat for o in 're'), atol=1e-4)
+    people.assign(frames='a.jpg').to_csv(items, index=False)
+    assert '`frames` must be a list' in run('stats', items)[2]
 
 
 def test_extract_and_rank(run, people, trained, tmp_path, no_pictures):
