@@ -117,10 +117,10 @@ class EmaCallback(AverageCallback):
         copied = {k for k, _ in self.model.named_buffers()} if self.buffers == 'copy' else ()
         self._take(1 - ema_decay(self.taken, self.decay, self.warmup), copied)
 
-# %% ../../nbs/train/19_averages.ipynb #c9eac5af5
+# %% ../../nbs/train/19_averages.ipynb #c2c63e5fe
 @patch
 def _measure(self:AverageCallback): # the statistics of batch norms that belong to the average
-    bs, rows = self.dls.train.bs, self.dls.items.sample(frac=1, random_state=0) # mixed: a batch of few people varies too little
+    bs, rows = self.dls.train.bs * max(num_distrib(), 1), self.dls.items.sample(frac=1, random_state=0) # mixed: a batch of few people varies too little
     dl = self.dls.items_dl(rows, bs=bs, drop_last=len(rows) > bs)
     self._back()
     self.plain = _swap(self.model, self.average)
