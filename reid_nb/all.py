@@ -82,10 +82,10 @@ from .train.embed import color_histograms, embed_items, evaluate_model, rank_ite
 from .train.extract import FeatureExtractor
 from .train.finetune import FixBaseCallback, UnfreezeCallback
 from .train.learner import load_run, reid_learner, save_run
-from .train.recipes import RECIPES, agw, bag_of_tricks, center_2018, ide, load_recipe, osnet_ain_dg, osnet_softmax, recipe_learner, transreid, triplet_baseline
+from .train.recipes import agw, bag_of_tricks, center_2018, ide, load_recipe, osnet_ain_dg, osnet_softmax, recipe_learner, transreid, triplet_baseline
 from .train.runs import RunFolder, plot_curves, runs_table, sweep
 from .train.schedule import EpochSchedule, make_optimizer, step_factor
-from .train.settings import SETTINGS, recipe_settings
+from .train.settings import RECIPES, SETTINGS, recipe_settings
 from .train.video import ClipModel, FrameDataLoaders, FramesCallback, video_softmax, video_triplet
 from .triplets import BatchAllTripletLoss, ContrastiveLoss, NPairsLoss, SemiHardTripletLoss, WeightedTripletLoss
 

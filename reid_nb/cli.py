@@ -163,7 +163,8 @@ def train(
     todo = _settle(recipe, config, torchreid_config, settings)
     from reid_nb.config import all_recipes, write_settings
     from reid_nb.train.checkpoint import explain_memory, pick_device
-    from reid_nb.train.recipes import recipe_learner, recipe_settings
+    from reid_nb.train.recipes import recipe_learner
+    from reid_nb.train.settings import recipe_settings
     s, run, out = todo.settings, todo.run, Path(todo.run['out'])
     for o in todo.notes: warnings.warn(o)
     device = str(pick_device(s['device']))

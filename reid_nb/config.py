@@ -181,7 +181,7 @@ def read_settings(
     options=None, # {name: Option}; None: those of recipes and runs, and `recipe`
 ) -> dict: # values of the right kind; raises `ReidError` for unknown keys, values of another kind and files that can't be read
     "Read settings from a file"
-    from reid_nb.train.recipes import _ALSO
+    from reid_nb.train.settings import _ALSO
     options = options or all_options()
     data, lines = read_flat(path)
     if any(o.startswith(('model.', 'data.', 'train.', 'test.')) for o in data):
@@ -223,7 +223,7 @@ def settle(
     base=None,             # {name: value} where nobody names a recipe; None: Torchreid's defaults
 ) -> Settled: # raises `ReidError` for names and values that don't fit
     "Put recipe, files and flags on top of each other"
-    from reid_nb.train.recipes import _ALSO, RECIPES, recipe_settings
+    from reid_nb.train.settings import _ALSO, RECIPES, recipe_settings
     options, notes, layers = all_options(), [], []
     if torchreid_config:
         found, notes = torchreid_settings(torchreid_config)

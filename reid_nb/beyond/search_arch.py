@@ -23,7 +23,8 @@ from ..core import ReidError, seed_all
 from ..data.block import ReidDataLoaders
 from ..models.osnet_ain import AINBlock, OSNetAIN
 from ..train.callbacks import ReidColumns
-from ..train.recipes import add_recipe, recipe_dls, recipe_learner, recipe_settings
+from ..train.recipes import recipe_learner
+from ..train.settings import add_recipe, recipe_dls, recipe_settings
 
 # %% ../../nbs/beyond/20_search_arch.ipynb #c5ecb0295
 KINDS = dict(plain=AINBlock, inside=partial(AINBlock, inside=True), outside=partial(AINBlock, outside=True),

@@ -33,7 +33,6 @@ from .learner import reid_learner
 from .runs import RunFolder
 from .schedule import EpochSchedule, make_optimizer, step_factor
 from .settings import _BASE, _DATA, _FREE, RECIPES, SETTINGS, _callbacks, _check, _id_loss, _split, add_recipe, rate_groups, recipe_dls, recipe_model, recipe_settings
-from .settings import _ALSO, _MINING, check_settings, recipe_sampler, recipe_tfms # TEMP
 
 # %% ../../nbs/train/25_recipes.ipynb #c3d45555a
 def _given(dls, s, changes): # settings that loaders have settled

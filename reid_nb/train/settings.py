@@ -317,13 +317,13 @@ def _id_loss(s): # the learner's loss
     loss = MarginLoss(s['head'], s['head_s'], s['head_m'], s['label_smoothing']) if s['head'] else IdLoss(s['label_smoothing'])
     return loss if s['id_weight'] == 1 and s['first_head'] is None else HeadsLoss(loss, s['id_weight'], s['first_head'])
 
-# %% ../../nbs/train/24_settings.ipynb #e8a70c18
+# %% ../../nbs/train/24_settings.ipynb #f209b36a
 def _check(s): # settings that contradict each other
     if s['mining'] not in _MINING: raise ValueError(f'`mining` must be one of {", ".join(_MINING)}, not {s["mining"]!r}.')
     if s['amp'] not in (None, 'fp16', 'bf16'): raise ValueError(f"`amp` must be None, 'fp16' or 'bf16', not {s['amp']!r}.")
     if not (s['id_weight'] or s['triplet'] or s['center']): raise ValueError('`id_weight`, `triplet` and `center` are all 0: there is no loss.')
     if not s['id_weight'] and s['fixbase_epoch']: raise ValueError('With `id_weight=0` the new layers learn nothing while the others stand still. Pass `fixbase_epoch=0`.')
-    if s['chunk'] and s['cam_scale'] is not None: raise ValueError('`chunk` and `cam_scale` don\'t go together: chunks hold pictures alone.')
+    if s['chunk'] and (s['cam_scale'] is not None or s['mixstyle']): raise ValueError('`chunk` goes together neither with `cam_scale` nor with `mixstyle`: chunks hold pictures alone, without their cameras.')
 
 def _callbacks(s, model): # all that a learner of these settings needs
     cbs = [_triplet(s, model)] if s['triplet'] else []

@@ -29,7 +29,8 @@ from ..models.embedder import Embedder
 from ..models.layers import ReidModel
 from ..retrieve.results import ReidResults
 from .embed import embed_dl, rank_items
-from .recipes import _DATA, SETTINGS, add_recipe, recipe_learner, recipe_model, recipe_sampler, recipe_settings, recipe_tfms
+from .recipes import recipe_learner
+from .settings import _DATA, SETTINGS, add_recipe, recipe_model, recipe_sampler, recipe_settings, recipe_tfms
 
 # %% ../../nbs/train/27_video.ipynb #c22482c4c
 class TimeMean(nn.Module):
