@@ -162,8 +162,7 @@ _BASE = tuple(SETTINGS) # what `recipe_learner` itself understands; other module
 _FREE = ('num_workers', 'cache', 'device', 'test_bs', 'eval_every', 'flip_test', 'rerank', 'rerank_k1', 'rerank_k2', 'rerank_lambda') # a run may go on with others
 _ALSO = dict(p='bs', batch_size='bs', num_instances='k', arch='model', pretrained='weights', weight_t='triplet', weight_x='id_weight', optim='opt', weight_decay='wd', max_epoch='epochs',
              n_epoch='epochs', lr_scheduler='schedule', stepsize='step', dist_metric='metric', height='size', width='size', workers='num_workers', weight_cent='center', lr_cent='center_lr',
-             random_erase='erase', color_jitter='jitter', random_crop='translate', label_smooth='label_smoothing',
-             sample_method='sample', pooling_method='time_pool') # what others call them
+             random_erase='erase', color_jitter='jitter', random_crop='translate', label_smooth='label_smoothing') # what others call them
 
 def check_settings(
     settings, # keywords
@@ -337,8 +336,8 @@ def _callbacks(s, model): # all that a learner of these settings needs
 
 # %% ../../nbs/train/24_settings.ipynb #c76f20926
 def rate_groups(
-    model:nn.Module,
-    s:dict, # settings
+    model:nn.Module, # of `recipe_model`, or one with `new_layers`
+    s:dict,          # settings
 ) -> list: # (parameters, factor of the learning rate) of each group
     "Share the parameters out by how fast they learn"
     groups = zip(layer_groups(model, s['new_layers'], n=2), (s['base_lr_mult'], 1.)) if s['staged_lr'] else [(model.parameters(), 1.)]

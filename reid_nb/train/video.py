@@ -30,7 +30,7 @@ from ..models.layers import ReidModel
 from ..retrieve.results import ReidResults
 from .embed import embed_dl, rank_items
 from .recipes import recipe_learner
-from .settings import _DATA, SETTINGS, add_recipe, recipe_model, recipe_sampler, recipe_settings, recipe_tfms
+from .settings import _ALSO, _DATA, SETTINGS, add_recipe, recipe_model, recipe_sampler, recipe_settings, recipe_tfms
 
 # %% ../../nbs/train/27_video.ipynb #c22482c4c
 class TimeMean(nn.Module):
@@ -231,6 +231,7 @@ SETTINGS.update({
     'per': ('clip', "video: draw changes of pictures once per 'clip', or per 'frame'"),
     'time_pool': ('avg', "video: pooling over time: 'avg', 'max'; trained on clips also 'attention', 'attention_3' or 'conv'"),
 })
+_ALSO.update(sample_method='sample', pooling_method='time_pool')
 
 def video_dls(
     items:pd.DataFrame, # item table with `frames` and the splits train, query and gallery
