@@ -1,5 +1,6 @@
 "Students: what they are deployed as, what moves whom, runs that go on where they stopped"
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -134,3 +135,15 @@ def test_student_learner_takes_one(dls):
     assert student_learner(learn, 'model2').model is learn.model.model2 and student_learner(learn).arch is None
     with pytest.raises(ReidError, match='2 students'): student_learner(learn, 'all')
     with pytest.raises(ValueError, match='model9'): student_learner(learn, 'model9')
+
+
+def test_a_frozen_layer_that_the_optimiser_does_not_know_is_told_in_students_too():
+    class Opt:
+        frozen_idx = 0
+        def all_params(self): return []
+        def freeze_to(self, n): pass
+    peers = nn.Module()
+    peers.students = nn.ModuleList([nn.Sequential(nn.Linear(2, 2))])
+    cb = FixStudentsCallback(1, '0')
+    cb.learn = SimpleNamespace(model=peers, opt=Opt())
+    with pytest.raises(ReidError, match='does not know the parameters'): cb.before_fit()

@@ -33,14 +33,13 @@ from ..data.cache import CachedDL, ImageCache
 from ..data.more_sets import _colour
 from ..data.samplers import RandomSampler
 from ..data.video_sets import read_mat
-from ..models.groups import open_layers
 from ..models.osnet import OSNet
 from ..models.zoo import create_model, load_weights
 from ..train.callbacks import ReidColumns, SeedCallback
 from ..train.embed import embed_dl
+from ..train.finetune import FixBaseCallback, _net
 from ..train.schedule import make_optimizer
 from ..train.settings import _DATA, SETTINGS, add_recipe, rate_groups, recipe_model, recipe_settings, recipe_tfms
-from .mutual import FixStudentsCallback
 
 # %% ../../nbs/beyond/15_attributes.ipynb #c44a97c5b
 def _kind(col, name): # None for a column of yes and no, otherwise its words
@@ -321,9 +320,9 @@ _USED = {'attributes', 'bce_weights', 'variant', 'seed', 'channels_last', 'clip'
          'test_bs', 'num_workers', 'cache', 'device', 'model', 'weights', 'pool', 'neck', 'last_stride', 'ibn', 'non_local', 'stride', 'drop_path', 'opt', 'lr', 'wd', 'mom', 'sqr_mom', 'dampening', 'nesterov',
          'wd_bn_bias', 'bias_lr', 'staged_lr', 'new_layers', 'base_lr_mult', 'fixbase_epoch', 'open_layers', 'epochs', 'schedule', 'step', 'gamma', 'end', 'by', 'warmup_epochs', 'warmup', 'warmup_start', 'warmup_by'}
 
-class FixNetCallback(FixStudentsCallback):
+class FixNetCallback(FixBaseCallback):
     "`FixBaseCallback` inside the network of `AttributeNet`"
-    def _open(self): open_layers(self.model.net, self.names)
+    def nets(self): return [_net(self.model).net]
 
 def attribute_dls(
     items:pd.DataFrame, # item table with attributes

@@ -19,10 +19,10 @@ from ..core import ReidError, seed_all
 from ..data.block import ReidDataLoaders
 from ..losses import head_logits, triplet_loss
 from ..margins import MutualLoss
-from ..models.groups import layer_groups, open_layers
+from ..models.groups import layer_groups
 from ..models.zoo import create_model
 from ..train.callbacks import MetricLossCallback, ReidColumns, _heads
-from ..train.finetune import FixBaseCallback, _net, _still
+from ..train.finetune import FixBaseCallback, _net
 from ..train.learner import reid_learner
 from ..train.recipes import recipe_learner
 from ..train.settings import _DATA, SETTINGS, add_recipe, rate_groups, recipe_dls, recipe_model, recipe_settings
@@ -128,17 +128,7 @@ def student_learner(
 # %% ../../nbs/beyond/10_mutual.ipynb #bd4d659b
 class FixStudentsCallback(FixBaseCallback):
     "`FixBaseCallback` inside each student of `Peers`"
-    def before_fit(self):
-        self.run = not hasattr(self, 'lr_finder')
-        if self.run and self.fixbase_epoch: self._open()
-
-    def before_train(self):
-        if self.epoch >= self.fixbase_epoch: return self.opt.freeze_to(self.opt.frozen_idx)
-        self._open()
-        _still(self.model)
-
-    def _open(self):
-        for o in _net(self.model).students: open_layers(o, self.names)
+    def nets(self): return list(_net(self.model).students)
 
 def student_groups(
     model:Peers,

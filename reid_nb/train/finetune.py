@@ -55,18 +55,21 @@ class FixBaseCallback(Callback):
     def before_fit(self):
         self.run = not hasattr(self, 'lr_finder') # which looks for the rate of the whole network
         if not (self.run and self.fixbase_epoch): return
-        if lost := _unknown_layers(_net(self.model), self.opt):
+        if lost := [k for o in self.nets() for k in _unknown_layers(o, self.opt)]:
             raise ReidError(f'The optimiser does not know the parameters of {lost}: it was made while they stood still, so they would never learn. '
                             'Call `open_all(learn.model)` and `learn.create_opt()` first.')
-        open_layers(_net(self.model), self.names) # says now what is wrong
+        self._open() # says now what is wrong
         self.opt.freeze_to(self.opt.frozen_idx)
 
     def before_train(self):
         if self.epoch >= self.fixbase_epoch: return self.opt.freeze_to(self.opt.frozen_idx) # open again; what fastai has frozen stays so
-        open_layers(_net(self.model), self.names)
+        self._open()
         _still(self.model)
 
     def after_fit(self): self.opt.freeze_to(self.opt.frozen_idx)
+    def nets(self): return [_net(self.model)] # the networks that have such layers
+    def _open(self):
+        for o in self.nets(): open_layers(o, self.names)
 
 # %% ../../nbs/train/18_finetune.ipynb #c520866ac
 class UnfreezeCallback(Callback):
